@@ -1,0 +1,73 @@
+"""The block against the paper's equations, written out anew."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbones.blocks import MetaFormerBlock, ModifiedLayerNorm
+from backbones.token_mixers import Pooling
+
+
+def _normalised(x, norm):
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    variance = x.var(dim=(1, 2, 3), keepdim=True, unbiased=False)
+    scale, shift = (p.view(1, -1, 1, 1) for p in (norm.weight, norm.bias))
+    return (x - mean) / torch.sqrt(variance + 1e-5) * scale + shift
+
+
+def _pooled(x, size):
+    """The average over the window's pixels that exist, by sums of a padded map."""
+    kernel = torch.ones(x.shape[1], 1, size, size, dtype=x.dtype)
+    total = F.conv2d(x, kernel, padding=size // 2, groups=x.shape[1])
+    count = F.conv2d(torch.ones_like(x), kernel, padding=size // 2, groups=x.shape[1])
+    return total / count
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(1, 9), st.integers(1, 9)),
+    pool_size=st.sampled_from([3, 5, 7]),
+)
+@settings(max_examples=30, deadline=None)
+def test_block_follows_the_paper(size, pool_size):
+    torch.manual_seed(sum(size))
+    dim = size[1]
+    block = MetaFormerBlock(dim, Pooling(pool_size), 4, layer_scale_init=0.3, drop_path=0).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(size, dtype=torch.float64)
+
+    normalised = _normalised(x, block.norm1)
+    mixed = _pooled(normalised, pool_size) - normalised
+    y = x + block.layer_scale1.scale.view(1, -1, 1, 1) * mixed
+    hidden = torch.einsum(
+        'oc,bchw->bohw', block.mlp.fc1.weight.flatten(1), _normalised(y, block.norm2)
+    )
+    hidden = F.gelu(hidden + block.mlp.fc1.bias.view(1, -1, 1, 1))
+    out = torch.einsum('oc,bchw->bohw', block.mlp.fc2.weight.flatten(1), hidden)
+    out = out + block.mlp.fc2.bias.view(1, -1, 1, 1)
+    expected = y + block.layer_scale2.scale.view(1, -1, 1, 1) * out
+
+    torch.testing.assert_close(block(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(value=st.floats(-1e3, 1e3), size=st.integers(1, 12), pool_size=st.sampled_from([1, 3, 9]))
+@settings(max_examples=30, deadline=None)
+def test_pooling_maps_a_constant_to_zero(value, size, pool_size):
+    x = torch.full((1, 2, size, size), value, dtype=torch.float64)
+    torch.testing.assert_close(Pooling(pool_size)(x), torch.zeros_like(x), atol=1e-9, rtol=0)
+
+
+def test_norm_treats_samples_apart():
+    norm = ModifiedLayerNorm(4)
+    x = torch.randn(3, 4, 5, 5) * torch.tensor([1.0, 10, 100]).view(3, 1, 1, 1)
+    torch.testing.assert_close(norm(x), torch.cat([norm(x[i : i + 1]) for i in range(3)]))
+
+
+def test_mlp_starts_as_published():
+    block = MetaFormerBlock(256, Pooling(), 4, layer_scale_init=1e-5, drop_path=0)
+    for conv in (block.mlp.fc1, block.mlp.fc2):
+        assert abs(conv.weight.std().item() - 0.02) < 1e-3
+        assert conv.bias.abs().max() == 0
