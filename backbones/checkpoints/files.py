@@ -37,8 +37,10 @@ def read_checkpoint(source: str | Path, map_location: str | torch.device = 'cpu'
         with torch.serialization.safe_globals(_numeric_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = 'it holds objects other than tensors and plain data, which are never run'
-        if 'Unsupported global' not in str(error):
+        objects = ('GLOBAL', 'Unsupported class', 'Trying to call reduce')
+        if any(word in str(error) for word in objects):
+            reason = 'it holds objects other than tensors and plain data, which are never run'
+        else:
             reason = 'it is not a file written by torch.save'
         raise CheckpointError(f'checkpoint {path} was not loaded: {reason}') from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:

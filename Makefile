@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export PYTHON VENV STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup ready doctor demo test test-all lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Variables (for make setup):'
+	@echo '  PYTHON=python3       the Python to start from, 3.10 to 3.13'
+	@echo '  VENV=.venv           where the environment goes'
+	@echo '  STACK=onedl          onedl (maintained) or openmmlab (the original releases, in a VENV of its own)'
+	@echo "  TORCH='...'          arguments for pip in place of the CPU build, e.g. 'torch==2.12.0 --index-url URL'"
+	@echo '  MMCV_LINKS=URL       take a prebuilt mmcv from there instead of compiling it'
+	@echo '  FORCE_CUDA=1         compile mmcv for CUDA on a machine without a GPU'
+	@echo '  MAX_JOBS=N           compile N files at a time (default: one a core)'
+
+setup:  ## prepare .venv: torch, the stack, this project (run again after an interruption)
+	@tools/setup.sh
+
+ready:
+	@tools/setup.sh --quiet
+
+doctor: ready  ## check the environment, with a remedy for each problem
+	@$(PY) tools/doctor.py
+
+demo: ready  ## a small end-to-end run
+	@$(PY) tools/demo.py
+
+test: ready  ## the fast tests
+	@$(PY) -m pytest -m 'not slow'
+
+test-all: ready  ## every test
+	@$(PY) -m pytest -m ''
+
+lint: ready  ## style checks
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+format: ready  ## apply the style
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+clean:  ## remove caches and build products (not .venv, work_dirs or data)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Semantic FPN with PoolFormer-S12 on ADE20K, 40,000 iterations.
+
+Command: tools/dist_train.sh configs/fpn_poolformer_s12.py 8
+Hardware: 8 GPUs x 4 images. Published mIoU: 37.2 (arXiv 2111.11418, Table 4). Ours: not run.
+"""
+
+_base_ = [
+    '_base_/fpn_poolformer.py',
+    '_base_/ade20k.py',
+    '_base_/schedule_ade20k_40k.py',
+    '_base_/mmseg_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/sail-sg/poolformer/releases/download/v1.0/'
+            'poolformer_s12.pth.tar',
+        )
+    )
+)

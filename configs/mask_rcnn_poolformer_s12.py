@@ -1,0 +1,24 @@
+"""Mask R-CNN with PoolFormer-S12 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/mask_rcnn_poolformer_s12.py 8
+Hardware: 8 GPUs x 2 images. Published box / mask AP: 37.3 / 34.6 (arXiv 2111.11418, Table 3).
+Ours: not run.
+"""
+
+_base_ = [
+    '_base_/mask_rcnn_poolformer.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '_base_/schedule_coco_1x.py',
+    '_base_/mmdet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/sail-sg/poolformer/releases/download/v1.0/'
+            'poolformer_s12.pth.tar',
+        )
+    )
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

@@ -1,0 +1,22 @@
+"""RetinaNet with PoolFormer-S12 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/retinanet_poolformer_s12.py 8
+Hardware: 8 GPUs x 2 images. Published box AP: 36.2 (arXiv 2111.11418, Table 3). Ours: not run.
+"""
+
+_base_ = [
+    '_base_/retinanet_poolformer.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/schedule_coco_1x.py',
+    '_base_/mmdet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/sail-sg/poolformer/releases/download/v1.0/'
+            'poolformer_s12.pth.tar',
+        )
+    )
+)

@@ -1,0 +1,1 @@
+"""Run-time behaviour that mmengine lacks."""

@@ -1,0 +1,44 @@
+"""What the tools share: errors the user can mend are one line, not a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from mmengine.config import DictAction
+
+from backbones.checkpoints import CheckpointError
+
+from .errors import UserError
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def run_tool(main: Callable[[], None]) -> int:
+    """Run a tool's main function; return 0, or 2 after an error the user can mend.
+
+    Of several processes only the first prints the error.
+    """
+    try:
+        main()
+    except (UserError, CheckpointError) as error:
+        if os.environ.get('RANK', '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override entries of the config: key=value, with dots for depth and [] or () for '
+        'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
+        'data_root=PATH moves every path of the data',
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')

@@ -1,0 +1,149 @@
+"""From a config file and command-line arguments to a Runner, on GPUs or a plain CPU."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_distributed
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from backbones.checkpoints import read_checkpoint
+
+from .errors import UserError
+from .overrides import apply_overrides
+
+
+def load_config(
+    path: str,
+    overrides: dict[str, Any] | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    prepare: Sequence[Callable[[Config], None]] = (),
+) -> Config:
+    """Read a config, import what it names, and merge the command line into it.
+
+    Args:
+        path: The config file.
+        overrides: ``--cfg-options``, dotted keys and values.
+        work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` if not given here nor
+            in the config.
+        launcher: none, pytorch, slurm or mpi.
+        prepare: Changes to make before the overrides, which may then refer to them.
+
+    Raises:
+        UserError: There is no such config, or an override is wrong.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'config {path} does not exist')
+    cfg = Config.fromfile(path)
+    scope = cfg.get('default_scope')
+    if scope in ('mmdet', 'mmseg'):
+        importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    init_default_scope(scope)
+    for change in prepare:
+        change(cfg)
+    apply_overrides(cfg, overrides or {})
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision with dynamic loss scaling."""
+    if not torch.cuda.is_available():
+        raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper has no CPU path; drop it")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_lr_scaling(cfg: Config) -> None:
+    """Scale the learning rate linearly from ``auto_scale_lr.base_batch_size``."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
+    cfg.auto_scale_lr.enable = True
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Make the test write its predictions: a pickle of detections, or a folder of label maps."""
+    if cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.output_dir = os.path.abspath(out)
+        return
+    if Path(out).suffix not in ('.pkl', '.pickle'):
+        raise UserError(f'--out {out}: detections go to a .pkl file')
+    metrics = cfg.test_evaluator
+    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Make the test draw every image, ground truth beside prediction."""
+    # The hooks join a relative folder to the work directory, mmdet's to itself at every image.
+    folder = os.path.abspath(folder)
+    cfg.default_hooks.visualization.draw = True
+    if cfg.default_scope == 'mmseg':
+        cfg.visualizer.save_dir = folder
+    else:
+        cfg.default_hooks.visualization.test_out_dir = folder
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner; without a GPU, use gloo between processes and plain batch norm.
+
+    Every checkpoint that the run loads from a file is read by `backbones.checkpoints`.
+
+    Raises:
+        UserError: The launcher is one that needs GPUs, and there are none.
+    """
+    notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
+    CheckpointLoader.register_scheme('', read_checkpoint, force=True)
+    runner = Runner.from_cfg(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    return runner
+
+
+def _adapt_to_cpu(cfg: Config) -> list[str]:
+    notes = []
+    converted = _replace_sync_bn(cfg.model)
+    if converted:
+        notes.append(
+            f'No GPU: SyncBN (in {", ".join(converted)}) is replaced by BN, whose statistics are '
+            'of one process alone.'
+        )
+    if cfg.launcher in ('slurm', 'mpi'):
+        raise UserError(
+            f'--launcher {cfg.launcher} needs GPUs and torch sees none; make doctor says why. '
+            'CPU processes are started by tools/dist_train.sh'
+        )
+    if cfg.launcher == 'pytorch' and not is_distributed():
+        # mmengine's own launcher calls torch.cuda.set_device whatever the backend.
+        torch.distributed.init_process_group('gloo')
+    if cfg.launcher != 'none':
+        wrapper = cfg.get('model_wrapper_cfg') or {}
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+        ) | dict(wrapper)
+        notes.append('No GPU: the processes talk through gloo.')
+    return notes
+
+
+def _replace_sync_bn(node: Any, place: str = 'model') -> list[str]:
+    """Turn SyncBN into BN in a model config, in place; return the places."""
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+            return [place]
+        children = list(node.items())
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        children = list(enumerate(node))
+    else:
+        return []
+    return [found for key, child in children for found in _replace_sync_bn(child, f'{place}.{key}')]

@@ -1,0 +1,154 @@
+"""Errors people really hit are one line, before any model is built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UserError
+from engine.preflight import check_checkpoint, check_run, read_categories
+from engine.runtime import load_config
+
+
+@pytest.fixture
+def detection(root, shapes):
+    def load(**overrides):
+        path = root / 'configs/demo/retinanet_poolformer_s12.py'
+        return load_config(str(path), {'data_root': str(shapes / 'coco'), **overrides})
+
+    return load
+
+
+@pytest.fixture
+def segmentation(root, shapes):
+    def load(**overrides):
+        path = root / 'configs/demo/fpn_poolformer_s12.py'
+        return load_config(str(path), {'data_root': str(shapes / 'ade'), **overrides})
+
+    return load
+
+
+def _rewritten(shapes: Path, folder: Path, change) -> Path:
+    """A changed copy of the validation annotations."""
+    content = json.loads((shapes / 'coco/annotations/instances_val2017.json').read_text())
+    change(content)
+    path = folder / 'changed.json'
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_good_data_passes(detection, segmentation):
+    check_run(detection(), ['train', 'val', 'test'])
+    check_run(segmentation(), ['train', 'val', 'test'])
+
+
+@pytest.mark.parametrize('config', ['retinanet', 'mask_rcnn', 'fpn'])
+def test_missing_data_names_the_path_and_how_to_get_it(root, tmp_path, config):
+    path = root / f'configs/{config}_poolformer_s12.py'
+    cfg = load_config(str(path), {'data_root': str(tmp_path / 'none')})
+    with pytest.raises(UserError, match=r'unpacks to .*data_root=PATH') as caught:
+        check_run(cfg, ['train'])
+    assert str(tmp_path / 'none') in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_demo_data_names_its_tool(root, tmp_path):
+    path = root / 'configs/demo/retinanet_poolformer_s12.py'
+    cfg = load_config(str(path), {'data_root': str(tmp_path)})
+    with pytest.raises(UserError, match=r'tools/make_shapes.py data/shapes draws it'):
+        check_run(cfg, ['val'])
+
+
+def test_only_the_splits_in_use_are_checked(detection):
+    cfg = detection(**{'train_dataloader.dataset.ann_file': 'none.json'})
+    check_run(cfg, ['test'])
+    with pytest.raises(UserError, match=r'train_dataloader.dataset.ann_file: no data at .*none'):
+        check_run(cfg, ['train'])
+
+
+def test_wrapped_data_sets_are_checked(detection):
+    cfg = detection()
+    inner = cfg.train_dataloader.dataset
+    inner.ann_file = 'none.json'
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    with pytest.raises(UserError, match=r'train_dataloader\.dataset\.dataset\.ann_file: no data'):
+        check_run(cfg, ['train'])
+
+
+def test_categories_that_differ(detection, shapes, tmp_path):
+    def change(content):
+        content['categories'][1]['name'] = 'rectangle'
+
+    path = _rewritten(shapes, tmp_path, change)
+    cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
+    with pytest.raises(UserError, match=r'1 of the 3 classes .*\(square\).*disc, rectangle, tri'):
+        check_run(cfg, ['val'])
+
+
+def test_categories_in_another_order(detection, shapes, tmp_path):
+    # mmdet numbers labels in the file's order, whatever the order of metainfo.classes.
+    path = _rewritten(shapes, tmp_path, lambda content: content['categories'].reverse())
+    cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
+    with pytest.raises(UserError, match=r"another order .*\('triangle', 'square', 'disc'\)"):
+        check_run(cfg, ['val'])
+
+
+def test_more_categories_than_the_config_are_fine(detection, shapes, tmp_path):
+    path = _rewritten(
+        shapes, tmp_path, lambda content: content['categories'].append(dict(id=9, name='star'))
+    )
+    check_run(detection(**{'val_dataloader.dataset.ann_file': str(path)}), ['val'])
+
+
+def test_not_an_annotation_file(detection, tmp_path):
+    path = tmp_path / 'notes.json'
+    path.write_text('{"images": []}')
+    cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
+    with pytest.raises(UserError, match=r'notes\.json is not a COCO annotation file'):
+        check_run(cfg, ['val'])
+
+
+@pytest.mark.parametrize('separators', [(',', ':'), (', ', ' : ')])
+def test_categories_are_read_wherever_they_stand(tmp_path, separators):
+    path = tmp_path / 'a.json'
+    content = dict(categories=[dict(id=2, name='käse')], images=[dict(id=1)], annotations=[])
+    path.write_text(json.dumps(content, separators=separators, ensure_ascii=False))
+    assert read_categories(path) == ['käse']
+
+
+def test_num_classes_of_a_detector(detection):
+    cfg = detection(**{'model.bbox_head.num_classes': 80})
+    with pytest.raises(UserError, match=r'model.bbox_head.num_classes=80, but .* has 3 classes'):
+        check_run(cfg, ['train'])
+
+
+def test_num_classes_of_a_mask_head(root, shapes):
+    path = root / 'configs/demo/mask_rcnn_poolformer_s12.py'
+    overrides = {'data_root': str(shapes / 'coco'), 'model.roi_head.mask_head.num_classes': 2}
+    with pytest.raises(UserError, match=r'model.roi_head.mask_head.num_classes=2'):
+        check_run(load_config(str(path), overrides), ['train'])
+
+
+def test_num_classes_of_a_segmentor(segmentation):
+    cfg = segmentation(**{'model.decode_head.num_classes': 150})
+    with pytest.raises(UserError, match=r'model.decode_head.num_classes=150, but .* has 4 classes'):
+        check_run(cfg, ['train'])
+
+
+def test_not_a_checkpoint(detection, tmp_path):
+    path = tmp_path / 'weights.pth'
+    path.write_text('not weights')
+    cfg = detection()
+    cfg.load_from = str(path)
+    with pytest.raises(UserError, match=r'weights.pth was not loaded'):
+        check_run(cfg, ['test'])
+    with pytest.raises(UserError, match=r'none\.pth does not exist'):
+        check_checkpoint('none.pth')
+
+
+def test_tiny_coco_passes(root, tiny_coco):
+    for config in ('retinanet', 'mask_rcnn'):
+        path = root / f'configs/{config}_poolformer_s12.py'
+        check_run(load_config(str(path), {'data_root': str(tiny_coco)}), ['train', 'val', 'test'])

@@ -1,0 +1,232 @@
+"""The tools as a user runs them: other processes, another folder, real files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine.shapes import CLASSES
+
+
+def _trained(folder: Path) -> Path:
+    return Path((folder / 'last_checkpoint').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained_retinanet(run, root, shapes, tmp_path_factory):
+    """The demo's detector after two short epochs, and what the training printed."""
+    work_dir = tmp_path_factory.mktemp('retinanet')
+    done = run(
+        'train.py',
+        root / 'configs/demo/retinanet_poolformer_s12.py',
+        '--work-dir', work_dir,
+        '--cfg-options', f'data_root={shapes}/coco', 'train_cfg.max_epochs=2',
+        'train_cfg.val_interval=2', 'train_dataloader.batch_size=4',
+        'default_hooks.logger.interval=1',
+        cwd=work_dir,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return _trained(work_dir), done
+
+
+def test_training_writes_a_checkpoint_and_evaluates(trained_retinanet):
+    checkpoint, done = trained_retinanet
+    assert checkpoint.name == 'epoch_2.pth'
+    assert 'Epoch(val) [2]' in done.stdout + done.stderr
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
+    # The published detector, with a classification layer for 3 classes instead of 80.
+    classifier = 9 * (256 * 9 + 1)
+    assert sum(v.numel() for v in state.values()) == 21_653_044 - 77 * classifier
+
+
+def test_evaluation_prints_the_table_and_writes_pictures(
+    run, root, shapes, trained_retinanet, tmp_path
+):
+    done = run(
+        'test.py',
+        root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0],
+        '--work-dir', tmp_path / 'w', '--show-dir', 'pictures', '--out', 'found.pkl',
+        '--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in done.stdout
+    names = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
+    assert names == sorted(path.name for path in (shapes / 'coco/val2017').iterdir())
+    picture = cv2.imread(str(tmp_path / 'pictures' / names[0]))
+    original = cv2.imread(str(shapes / 'coco/val2017' / names[0]))
+    assert picture.shape[1] == 2 * original.shape[1]  # ground truth beside prediction
+    found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
+    assert len(found) == len(names)
+    assert set(np.unique(found[0]['pred_instances']['labels'])) <= set(range(len(CLASSES)))
+
+
+def test_no_detection_is_explained(run, root, shapes, trained_retinanet, tmp_path):
+    done = run(
+        'test.py',
+        root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0],
+        '--work-dir', tmp_path,
+        '--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.99',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'No AP: not one detection scored above' in done.stdout + done.stderr
+
+
+def test_resume_goes_on(run, root, shapes, trained_retinanet, tmp_path):
+    done = run(
+        'train.py',
+        root / 'configs/demo/retinanet_poolformer_s12.py',
+        '--work-dir', tmp_path, '--resume', trained_retinanet[0],
+        '--cfg-options', f'data_root={shapes}/coco', 'train_cfg.max_epochs=3',
+        'train_cfg.val_interval=9', 'train_dataloader.batch_size=4',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'resumed epoch: 2' in done.stdout + done.stderr
+    assert _trained(tmp_path).name == 'epoch_3.pth'
+
+
+def test_mask_rcnn_trains_and_evaluates_masks(run, root, shapes, tmp_path):
+    config = root / 'configs/demo/mask_rcnn_poolformer_s12.py'
+    data = f'data_root={shapes}/coco'
+    done = run(
+        'train.py', config, '--work-dir', tmp_path,
+        '--cfg-options', data, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+        'train_dataloader.batch_size=4', 'model.test_cfg.rcnn.score_thr=0.0',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'coco/segm_mAP' in done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def trained_fpn(run, root, shapes, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('fpn')
+    done = run(
+        'train.py', root / 'configs/demo/fpn_poolformer_s12.py', '--work-dir', work_dir,
+        '--cfg-options', f'data_root={shapes}/ade', 'train_cfg.max_iters=4',
+        'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4',
+        'train_dataloader.batch_size=2',
+        cwd=work_dir,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return _trained(work_dir), done
+
+
+def test_segmentation_trains_and_evaluates(trained_fpn):
+    checkpoint, done = trained_fpn
+    assert checkpoint.name == 'iter_4.pth'
+    output = done.stdout + done.stderr
+    assert 'SyncBN (in model.decode_head.norm_cfg) is replaced by BN' in output
+    assert all(name in output for name in ('mIoU', 'background', *CLASSES))
+
+
+def test_segmentation_writes_label_maps_and_pictures(run, root, shapes, trained_fpn, tmp_path):
+    done = run(
+        'test.py', root / 'configs/demo/fpn_poolformer_s12.py', trained_fpn[0],
+        '--work-dir', tmp_path / 'w', '--out', 'maps', '--show-dir', 'pictures',
+        '--cfg-options', f'data_root={shapes}/ade',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    maps = sorted((tmp_path / 'maps').rglob('*.png'))
+    truth = sorted((shapes / 'ade/annotations/validation').iterdir())
+    assert [m.name for m in maps] == [t.name for t in truth]
+    assert cv2.imread(str(maps[0]), 0).shape == cv2.imread(str(truth[0]), 0).shape
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(truth)
+
+
+def test_two_processes_agree(run, root, shapes, tmp_path):
+    # Rank 1 writes what it ends with, so that both ranks' parameters can be compared.
+    hook = tmp_path / 'every_rank.py'
+    hook.write_text(
+        'import torch\n'
+        'from mmengine.dist import get_rank\n'
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module()\n'
+        'class SaveEveryRank(Hook):\n'
+        '    def after_train(self, runner):\n'
+        "        torch.save(runner.model.module.state_dict(), f'rank{get_rank()}.pth')\n"
+    )
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{root}/configs/demo/retinanet_poolformer_s12.py'\n"
+        "custom_imports = dict(imports=['backbones', 'engine.hooks', 'every_rank'])\n"
+        "custom_hooks = [dict(type='SaveEveryRank')]\n"
+    )
+    done = run(
+        'dist_train.sh', config, 2, '--work-dir', tmp_path / 'w',
+        '--cfg-options', f'data_root={shapes}/coco', 'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1', 'train_dataloader.batch_size=2',
+        cwd=tmp_path, env={'PORT': '29533', 'PYTHONPATH': str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'the processes talk through gloo' in done.stdout + done.stderr
+    one, two = (torch.load(tmp_path / f'rank{i}.pth') for i in (0, 1))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_distributed_evaluation_counts_every_image(run, root, shapes, trained_retinanet, tmp_path):
+    arguments = ['--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0']
+    config, checkpoint = root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0]
+    runs = {
+        'one': run('test.py', config, checkpoint, '--work-dir', 'one', *arguments, cwd=tmp_path),
+        'two': run(
+            'dist_test.sh', config, checkpoint, 2, '--work-dir', 'two', *arguments,
+            cwd=tmp_path, env={'PORT': '29534'},
+        ),
+    }  # fmt: skip
+    metrics = {}
+    for name, done in runs.items():
+        assert done.returncode == 0, done.stderr[-3000:]
+        [path] = (tmp_path / name).glob('*/2*.json')
+        metrics[name] = json.loads(path.read_text())
+    for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'):
+        assert metrics['one'][key] == metrics['two'][key]
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        ('train.py', ['nowhere.py'], 'config nowhere.py does not exist'),
+        ('train.py', ['{config}'], 'no data at {cwd}/data/shapes/coco'),
+        (
+            'train.py',
+            ['{config}', '--cfg-options', 'train_dataloader.batchsize=3'],
+            'nearest valid key is train_dataloader.batch_size',
+        ),
+        ('train.py', ['{config}', '--resume', 'none.pth', '{data}'], 'none.pth does not exist'),
+        ('test.py', ['{config}', '{config}', '{data}'], 'was not loaded'),
+        ('test.py', ['{config}', 'none.pth', '{data}', '--out', 'x.txt'], 'go to a .pkl file'),
+    ],
+)
+def test_errors_are_one_line(run, root, shapes, tmp_path, tool, arguments, message):
+    config = root / 'configs/demo/retinanet_poolformer_s12.py'
+    given = []
+    for argument in arguments:
+        if argument == '{data}':
+            given += ['--cfg-options', f'data_root={shapes}/coco']
+        else:
+            given.append(argument.format(config=config))
+    done = run(tool, *given, cwd=tmp_path)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1
+    assert message.format(cwd=tmp_path) in errors[0]
+    assert 'Traceback' not in done.stderr
+
+
+def test_no_arguments_print_the_usage(run, tmp_path):
+    for tool in ('dist_train.sh', 'dist_test.sh'):
+        done = run(tool, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f'Usage: tools/{tool} CONFIG' in done.stderr

@@ -1,0 +1,26 @@
+#!/usr/bin/env python
+"""Draw the demo's data: shapes, in COCO's layout (ROOT/coco) and in ADE20K's (ROOT/ade)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.shapes import write_ade20k, write_coco
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('root', nargs='?', default='data/shapes')
+    parser.add_argument('--train', type=int, default=240, help='training images')
+    parser.add_argument('--val', type=int, default=40, help='validation images')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    write_coco(Path(args.root, 'coco'), args.train, args.val, args.seed)
+    write_ade20k(Path(args.root, 'ade'), args.train, args.val, args.seed)
+    print(f'{args.train} training and {args.val} validation images in {args.root}/coco and /ade')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Evaluate a checkpoint of a detector or a segmentor."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import add_run_arguments, run_tool
+from engine.preflight import check_run
+from engine.runtime import build_runner, draw_predictions, dump_predictions, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)'
+    )
+    parser.add_argument('--show-dir', help='folder of pictures, ground truth beside prediction')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg.load_from = args.checkpoint
+    if args.out:
+        dump_predictions(cfg, args.out)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    check_run(cfg, ['test'])
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
