@@ -47,18 +47,19 @@ def check_run(cfg: Config, splits: Sequence[str]) -> None:
         for place, evaluator in _evaluators(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
             if _is_local(evaluator.get('ann_file')):
                 _check_exists(cfg, Path(evaluator['ann_file']), f'{place}.ann_file', None)
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from)
+    weights = [cfg.get('load_from')]
+    if 'train' in splits:
+        weights += _pretrained(cfg.model)
+    for source in filter(_is_local, weights):
+        check_checkpoint(source)
 
 
 def check_checkpoint(source: str) -> None:
-    """Refuse a local file that is not a checkpoint, without reading its tensors.
+    """Refuse a file that is not a checkpoint, without reading its tensors.
 
     Raises:
         UserError: The file is missing, truncated, or something else.
     """
-    if not _is_local(source):
-        return
     try:
         read_checkpoint(source, map_location='meta')
     except CheckpointError as error:
@@ -187,6 +188,18 @@ def _num_classes(node: Any, place: str) -> Iterator[tuple[str, int]]:
     for key, child in children:
         if key not in ('backbone', 'loss_cls', 'loss_decode'):
             yield from _num_classes(child, f'{place}.{key}')
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    """Sources of all weights that a model config loads when training starts."""
+    if isinstance(node, Mapping):
+        if node.get('type') == 'Pretrained' and 'checkpoint' in node:
+            yield node['checkpoint']
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for child in node:
+        yield from _pretrained(child)
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -100,8 +100,10 @@ def build_runner(cfg: Config) -> Runner:
     Every checkpoint that the run loads from a file is read by `backbones.checkpoints`.
 
     Raises:
-        UserError: The launcher is one that needs GPUs, and there are none.
+        UserError: The launcher does not fit: torchrun's without torchrun, a cluster's without GPUs.
     """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError('--launcher pytorch is for torchrun: start with tools/dist_train.sh')
     notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
     CheckpointLoader.register_scheme('', read_checkpoint, force=True)
     runner = Runner.from_cfg(cfg)

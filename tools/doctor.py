@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.doctor import diagnose, format_table
+try:
+    from engine.doctor import diagnose, format_table
+except ModuleNotFoundError as missing:
+    sys.exit(f'doctor: {sys.executable} is bare ({missing}): make setup')
 
 
 def main() -> int:

@@ -42,10 +42,11 @@ def load_pretrained(model: nn.Module, source: str | Path, prefix: str | None = N
 
     missing = [k for k in own if k not in renamed and not MAY_BE_MISSING.fullmatch(k)]
     unbuilt = _unbuilt_stages(own, layout)
+    known = set(names.values())
     left = [
         k
         for k in weights
-        if k not in names.values() and not MAY_BE_LEFT.fullmatch(k) and not unbuilt.match(k)
+        if k not in known and not MAY_BE_LEFT.fullmatch(k) and not unbuilt.match(k)
     ]
     shapes = [
         f'{k} {tuple(renamed[k].shape)} for {tuple(own[k].shape)}'

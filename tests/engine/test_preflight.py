@@ -148,6 +148,16 @@ def test_not_a_checkpoint(detection, tmp_path):
         check_checkpoint('none.pth')
 
 
+def test_pretrained_weights_are_checked_before_training(detection, tmp_path):
+    cfg = detection()
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'typo.pth'))
+    check_run(cfg, ['test'])
+    with pytest.raises(UserError, match=r'typo\.pth does not exist'):
+        check_run(cfg, ['train'])
+    cfg.model.backbone.init_cfg.checkpoint = 'https://example.org/weights.pth'
+    check_run(cfg, ['train'])
+
+
 def test_tiny_coco_passes(root, tiny_coco):
     for config in ('retinanet', 'mask_rcnn'):
         path = root / f'configs/{config}_poolformer_s12.py'

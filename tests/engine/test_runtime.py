@@ -33,6 +33,7 @@ def test_work_dir(root, monkeypatch):
 
 def test_amp(root, monkeypatch):
     path = str(root / 'configs/retinanet_poolformer_s12.py')
+    load_config(path)  # imports the toolbox, which must not take the next line at its word
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     cfg = load_config(path, {'optim_wrapper.dtype': 'bfloat16'}, prepare=[enable_amp])
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
@@ -69,6 +70,20 @@ def test_sync_bn_is_converted_without_a_gpu(demo):
     kinds = {type(m) for m in runner.model.modules()}
     assert torch.nn.SyncBatchNorm not in kinds
     assert torch.nn.BatchNorm2d in kinds
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_cluster_launchers_need_gpus(demo, launcher):
+    if torch.cuda.is_available():
+        pytest.skip('this machine has a GPU')
+    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs'):
+        build_runner(demo(launcher=launcher))
+
+
+def test_torchruns_launcher_needs_torchrun(demo, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(UserError, match=r'start with tools/dist_train\.sh'):
+        build_runner(demo(launcher='pytorch'))
 
 
 def test_a_run_never_unpickles_a_checkpoint(demo, tmp_path, monkeypatch):
