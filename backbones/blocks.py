@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 
-class ModifiedLayerNorm(nn.GroupNorm):
-    """Normalisation over (C, H, W) of each sample, affine per channel (arXiv 2111.11418, 4.1).
-
-    Its statistics see every pixel, padding included, so a batch padded to a common size gives
-    slightly other features than each image alone.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(num_groups=1, num_channels=dim, eps=1e-5)
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel (arXiv 2103.17239)."""
+class Scale(nn.Module):
+    """A learned factor per channel: layer scale (arXiv 2103.17239), residual scale (2110.09456)."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
@@ -47,17 +38,18 @@ class DropPath(nn.Module):
 
 
 class ChannelMLP(nn.Module):
-    """Two 1x1 convolutions with a GELU between; weights start as truncated normal, std 0.02."""
+    """Two 1x1 convolutions with an activation between; weights start truncated normal, std 0.02."""
 
-    def __init__(self, dim: int, ratio: float) -> None:
+    def __init__(self, dim: int, ratio: float, activation: nn.Module, bias: bool) -> None:
         super().__init__()
         hidden = int(dim * ratio)
-        self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1)
-        self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1)
+        self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1, bias=bias)
+        self.act = activation
+        self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1, bias=bias)
         for conv in (self.fc1, self.fc2):
             nn.init.trunc_normal_(conv.weight, std=0.02)
-            nn.init.zeros_(conv.bias)
+            if bias:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -66,34 +58,55 @@ class ChannelMLP(nn.Module):
 class MetaFormerBlock(nn.Module):
     """One block: token mixer and channel MLP, each normalised first and added to its input.
 
-    Equations 2 and 3 of arXiv 2111.11418, with layer scale and drop path on both branches.
+    Equations 2 and 3 of arXiv 2111.11418, with layer scale, residual scale and drop path.
 
     Args:
         dim: Channels C.
+        norm: Builds a norm from its channels.
         token_mixer: A module that maps (B, C, H, W) to (B, C, H, W).
-        mlp_ratio: Hidden channels of the MLP over C.
-        layer_scale_init: Initial value of both layer scales.
+        mlp: The channel MLP; None leaves the second branch out.
+        layer_scale_init: Initial factor of both branches; None for no layer scale.
+        res_scale_init: Initial factor of both residuals; None for no residual scale.
+        residual: Whether each branch is added to its input.
         drop_path: Probability that a sample skips a branch, in [0, 1).
     """
 
     def __init__(
         self,
         dim: int,
+        norm: Callable[[int], nn.Module],
         token_mixer: nn.Module,
-        mlp_ratio: float,
-        layer_scale_init: float,
+        mlp: nn.Module | None,
+        layer_scale_init: float | None,
+        res_scale_init: float | None,
+        residual: bool,
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.norm1 = ModifiedLayerNorm(dim)
-        self.token_mixer = token_mixer
-        self.layer_scale1 = LayerScale(dim, layer_scale_init)
-        self.norm2 = ModifiedLayerNorm(dim)
-        self.mlp = ChannelMLP(dim, mlp_ratio)
-        self.layer_scale2 = LayerScale(dim, layer_scale_init)
+
+        def scale(init: float | None) -> nn.Module:
+            return nn.Identity() if init is None else Scale(dim, init)
+
+        self.residual = residual
         self.drop_path = DropPath(drop_path)
+        self.norm1 = norm(dim)
+        self.token_mixer = token_mixer
+        self.layer_scale1 = scale(layer_scale_init)
+        self.res_scale1 = scale(res_scale_init if residual else None)
+        self.mlp = mlp
+        if mlp is not None:
+            self.norm2 = norm(dim)
+            self.layer_scale2 = scale(layer_scale_init)
+            self.res_scale2 = scale(res_scale_init if residual else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.layer_scale1(self.token_mixer(self.norm1(x))))
-        x = x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+        branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
+        x = self._add(self.res_scale1(x), branch)
+        if self.mlp is not None:
+            branch = self.layer_scale2(self.mlp(self.norm2(x)))
+            x = self._add(self.res_scale2(x), branch)
         return x  # (B, C, H, W)
+
+    def _add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        branch = self.drop_path(branch)
+        return shortcut + branch if self.residual else branch

@@ -3,31 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, Registry
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import MetaFormerBlock, ModifiedLayerNorm
+from .activations import ACTIVATIONS
+from .blocks import ChannelMLP, MetaFormerBlock
 from .checkpoints import load_pretrained
-from .presets import POOLFORMER, Arch, resolve_arch
-from .token_mixers import Pooling
+from .norms import NORMS
+from .presets import FAMILIES, NUM_STAGES, PRESETS, Arch, PerStage, Spec, resolve_arch
+from .token_mixers import TOKEN_MIXERS
 
-NUM_STAGES = 4
+
+class Stem(nn.Module):
+    """A 7x7 convolution of stride 4, then its norm."""
+
+    def __init__(self, in_channels: int, dim: int, norm: Spec) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, kernel_size=7, stride=4, padding=2)
+        self.norm = _build(NORMS, norm, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
 
 
 class Downsample(nn.Module):
-    """A strided convolution: the 7x7/4 stem, or the 3x3/2 step between two stages."""
+    """The step between two stages: a norm, then a 3x3 convolution of stride 2."""
 
-    def __init__(self, in_channels: int, dim: int, kernel_size: int, stride: int, padding: int):
+    def __init__(self, in_channels: int, dim: int, norm: Spec) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding)
+        self.norm = _build(NORMS, norm, in_channels)
+        self.conv = nn.Conv2d(in_channels, dim, kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(self.norm(x))
+
+
+class PositionEmbedding(nn.Module):
+    """A learned map added to the features, resized bicubically to maps of another size."""
+
+    def __init__(self, dim: int, resolution: Sequence[int]) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(1, dim, *resolution))
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = self.embedding
+        if x.shape[2:] != embedding.shape[2:]:
+            embedding = F.interpolate(embedding, x.shape[2:], mode='bicubic')
+        return x + embedding
 
 
 class MetaFormer(BaseModule):
@@ -38,7 +68,8 @@ class MetaFormer(BaseModule):
     ``find_unused_parameters``.
 
     Args:
-        arch: A name from the family's table in ``backbones/presets.py``, or a spec such as
+        arch: A name from the table in ``backbones/presets.py`` (without the family's name where
+            the class is a family), or a spec of `Arch`'s attributes such as
             ``dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512))``.
         out_indices: The stages to return, in rising order, each normalised by its own norm.
         drop_path_rate: Drop path of the last block, rising linearly from 0 at the first, [0, 1).
@@ -46,6 +77,11 @@ class MetaFormer(BaseModule):
             downsampling before them. Output norms are never frozen: ImageNet files lack them.
         with_cp: Recompute each block in backward instead of keeping its activations.
         in_channels: Channels of the input image.
+        token_mixers: In place of the arch's: a registered name or a spec, or one for each stage.
+        norm: In place of the arch's norm of blocks and outputs.
+        activation: In place of the arch's activation of the channel MLP.
+        mlp_ratio: In place of the arch's; 0 leaves the channel MLP out.
+        residual: In place of the arch's; False leaves the residual connections out.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights,
             strictly, in any layout that ``backbones/checkpoints`` knows.
 
@@ -53,20 +89,33 @@ class MetaFormer(BaseModule):
         ValueError: An argument is outside what is named above.
     """
 
-    presets: ClassVar[Mapping[str, Arch]] = {}
+    presets: Mapping[str, Arch] = PRESETS
 
     def __init__(
         self,
-        arch: str | Mapping | Arch,
+        arch: Spec | Arch,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
         in_channels: int = 3,
+        token_mixers: Spec | PerStage | None = None,
+        norm: Spec | None = None,
+        activation: Spec | None = None,
+        mlp_ratio: float | None = None,
+        residual: bool | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.arch = resolve_arch(arch, self.presets)
+        changes = dict(
+            token_mixers=token_mixers,
+            norm=norm,
+            activation=activation,
+            mlp_ratio=mlp_ratio,
+            residual=residual,
+        )
+        changes = {name: value for name, value in changes.items() if value is not None}
+        self.arch = replace(resolve_arch(arch, self.presets), **changes)
         self.out_indices = _checked_out_indices(out_indices)
         num_stages = self.out_indices[-1] + 1
         if not 0 <= drop_path_rate < 1:
@@ -79,35 +128,31 @@ class MetaFormer(BaseModule):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        dims = self.arch.dims
-        self.downsamples = nn.ModuleList(
-            [Downsample(in_channels, dims[0], kernel_size=7, stride=4, padding=2)]
-            + [
-                Downsample(dims[i - 1], dims[i], kernel_size=3, stride=2, padding=1)
-                for i in range(1, num_stages)
-            ]
-        )
+        dims, norm = self.arch.dims, self.arch.downsample_norm
+        self.downsamples = nn.ModuleList([Stem(in_channels, dims[0], norm)])
+        for i in range(1, num_stages):
+            self.downsamples.append(Downsample(dims[i - 1], dims[i], norm))
         num_blocks = sum(self.arch.depths)
-        rates = [drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks)]
+        rates = iter(drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks))
+        self.position_embeddings = nn.ModuleDict()
         self.stages = nn.ModuleList()
         for i in range(num_stages):
-            first = sum(self.arch.depths[:i])
-            blocks = [self.build_block(i, rates[first + j]) for j in range(self.arch.depths[i])]
+            if resolution := self.arch.position_embeddings[i]:
+                self.position_embeddings[str(i)] = PositionEmbedding(dims[i], resolution)
+            blocks = [build_block(self.arch, i, next(rates)) for _ in range(self.arch.depths[i])]
             self.stages.append(nn.Sequential(*blocks))
         self.output_norms = nn.ModuleDict(
-            {str(i): ModifiedLayerNorm(dims[i]) for i in self.out_indices}
+            {str(i): _build(NORMS, self.arch.norm, dims[i]) for i in self.out_indices}
         )
         self._freeze()
-
-    def build_block(self, stage: int, drop_path: float) -> MetaFormerBlock:
-        """Build one block of a stage (0 to 3)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage."""
         outputs = []
         for i, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
             x = downsample(x)
+            if str(i) in self.position_embeddings:
+                x = self.position_embeddings[str(i)](x)
             for block in blocks:
                 if self.with_cp and torch.is_grad_enabled():
                     # The reentrant variant loses gradients when its input needs none, as behind a
@@ -142,29 +187,85 @@ class MetaFormer(BaseModule):
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
-        stem_and_steps = self.downsamples[: max(1, self.frozen_stages)]
-        for module in (*stem_and_steps, *self.stages[: self.frozen_stages]):
+        frozen = [*self.downsamples[: max(1, self.frozen_stages)]]
+        frozen += self.stages[: self.frozen_stages]
+        frozen += [m for i, m in self.position_embeddings.items() if int(i) < self.frozen_stages]
+        for module in frozen:
             module.eval()
             module.requires_grad_(False)
 
 
+def build_block(arch: Arch, stage: int, drop_path: float) -> MetaFormerBlock:
+    """Build one block of a stage (0 to 3) from what is exchangeable in it."""
+    dim = arch.dims[stage]
+    mlp = None
+    if arch.mlp_ratio:
+        mlp = ChannelMLP(dim, arch.mlp_ratio, _build(ACTIVATIONS, arch.activation), arch.mlp_bias)
+    return MetaFormerBlock(
+        dim=dim,
+        norm=partial(_build, NORMS, arch.norm),
+        token_mixer=_build(TOKEN_MIXERS, arch.token_mixers[stage], dim),
+        mlp=mlp,
+        layer_scale_init=arch.layer_scale_init,
+        res_scale_init=arch.res_scale_init[stage],
+        residual=arch.residual,
+        drop_path=drop_path,
+    )
+
+
+def _build(registry: Registry, spec: Spec, *arguments: Any) -> nn.Module:
+    options = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    name = options.pop('type', None)
+    module = registry.get(name) if isinstance(name, str) else None
+    if module is None:
+        choices = ', '.join(sorted(registry.module_dict))
+        raise ValueError(f'unknown {registry.name} {name!r}; choose from {choices}')
+    return module(*arguments, **options)
+
+
+MODELS.register_module(module=MetaFormer)
+
+
 @MODELS.register_module()
 class PoolFormer(MetaFormer):
-    """PoolFormer: the MetaFormer whose token mixer is average pooling (arXiv 2111.11418).
+    """Average pooling (arXiv 2111.11418): s12, s24, s36, m36, m48."""
 
-    ``arch`` is one of s12, s24, s36, m36, m48 or a spec; see `MetaFormer` for all arguments.
-    """
+    presets = FAMILIES['poolformer']
 
-    presets = POOLFORMER
 
-    def build_block(self, stage: int, drop_path: float) -> MetaFormerBlock:
-        return MetaFormerBlock(
-            dim=self.arch.dims[stage],
-            token_mixer=Pooling(self.arch.pool_size),
-            mlp_ratio=self.arch.mlp_ratio,
-            layer_scale_init=self.arch.layer_scale_init,
-            drop_path=drop_path,
-        )
+@MODELS.register_module()
+class PoolFormerV2(MetaFormer):
+    """Average pooling in the improved framework (arXiv 2210.13452): s12, s24, s36, m36, m48."""
+
+    presets = FAMILIES['poolformerv2']
+
+
+@MODELS.register_module()
+class IdentityFormer(MetaFormer):
+    """No token mixing (arXiv 2210.13452): s12, s24, s36, m36, m48."""
+
+    presets = FAMILIES['identityformer']
+
+
+@MODELS.register_module()
+class RandFormer(MetaFormer):
+    """Frozen random mixing in stages 3 and 4, at 224x224 (arXiv 2210.13452): s12 to m48."""
+
+    presets = FAMILIES['randformer']
+
+
+@MODELS.register_module()
+class ConvFormer(MetaFormer):
+    """Inverted separable convolutions (arXiv 2210.13452): s18, s36, m36, b36."""
+
+    presets = FAMILIES['convformer']
+
+
+@MODELS.register_module()
+class CAFormer(MetaFormer):
+    """Separable convolutions, then attention (arXiv 2210.13452): s18, s36, m36, b36."""
+
+    presets = FAMILIES['caformer']
 
 
 def _checked_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:

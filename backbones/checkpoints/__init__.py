@@ -1,6 +1,24 @@
-"""Reading checkpoints of the layouts people have, and loading them strictly."""
+"""Reading checkpoints of the layouts people have, loading them strictly, converting them."""
 
-from .files import CheckpointError, read_checkpoint
-from .load import load_pretrained
+from .convert import convert, detect_layout, from_layout, to_layout
+from .download import MIRROR_VARIABLE, localise
+from .errors import CheckpointError, listed
+from .files import read_checkpoint, write_checkpoint
+from .layouts import LAYOUTS
+from .load import backbone_weights, load_pretrained
 
-__all__ = ['CheckpointError', 'load_pretrained', 'read_checkpoint']
+__all__ = [
+    'LAYOUTS',
+    'MIRROR_VARIABLE',
+    'CheckpointError',
+    'backbone_weights',
+    'convert',
+    'detect_layout',
+    'from_layout',
+    'listed',
+    'load_pretrained',
+    'localise',
+    'read_checkpoint',
+    'to_layout',
+    'write_checkpoint',
+]

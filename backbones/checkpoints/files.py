@@ -1,38 +1,38 @@
-"""Reading a checkpoint file without running what it contains."""
+"""Reading a checkpoint file without running what it contains; writing one whole."""
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
+from torch import Tensor
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be read or doesn't fit the model."""
+from .download import fetch
+from .errors import CheckpointError, first_line
 
 
 def read_checkpoint(source: str | Path, map_location: str | torch.device = 'cpu') -> Any:
-    """Read a checkpoint from a path or URL with torch's restricted unpickler.
+    """Read a checkpoint: ``.safetensors``, or anything else with torch's restricted unpickler.
 
     Args:
-        source: A local path, or an http(s) URL, which is kept in torch.hub's checkpoint folder.
+        source: A path, an http(s) URL, or the name of released weights such as
+            ``poolformer_s12``; a download is kept in torch.hub's checkpoint folder.
         map_location: Where tensors go, as for `torch.load`.
 
     Raises:
-        CheckpointError: The file is missing, can't be downloaded, or isn't a checkpoint.
+        CheckpointError: The file is missing, can't be downloaded, has another checksum than it
+            had, or isn't a checkpoint.
     """
-    path = _download(str(source)) if str(source).startswith(('http://', 'https://')) else source
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist; give the path of a .pth file')
+    path = fetch(source)
+    if path.suffix == '.safetensors':
+        return _read_safetensors(path, map_location)
     try:
         with torch.serialization.safe_globals(_numeric_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -46,28 +46,59 @@ def read_checkpoint(source: str | Path, map_location: str | torch.device = 'cpu'
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f'checkpoint {path} was not loaded: the file is truncated or is not one written by '
-            f'torch.save ({_first_line(error)})'
+            f'torch.save ({first_line(error)})'
         ) from error
 
 
-def _download(url: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / Path(urlparse(url).path).name
-    if get_local_rank() == 0 and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError) as error:
-            raise CheckpointError(
-                f'{url} could not be downloaded ({_first_line(error)}); fetch it elsewhere, then '
-                f'put it at {path} or give its path instead of the URL'
-            ) from error
-    barrier()
-    return path
+def write_checkpoint(
+    tensors: Mapping[str, Tensor], path: str | Path, wrapper: str | None = None
+) -> None:
+    """Write tensors to a new file, whole or not at all.
+
+    Args:
+        tensors: What to write, by name.
+        path: A ``.safetensors`` file, or one that torch.save writes.
+        wrapper: The entry of the latter that holds the tensors; None puts them at its top.
+
+    Raises:
+        CheckpointError: The file exists or can't be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        raise CheckpointError(f'{path} exists; delete it or give another name')
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        if path.suffix == '.safetensors':
+            partial.write_bytes(_safetensors(path).torch.save(tensors, metadata={'format': 'pt'}))
+        else:
+            torch.save({wrapper: tensors} if wrapper else tensors, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f'{path} could not be written ({first_line(error)})') from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
+    safetensors = _safetensors(path)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f'checkpoint {path} was not loaded: the file is truncated or is not in the '
+            f'safetensors format ({first_line(error)})'
+        ) from error
+    return {name: tensor.to(map_location or 'cpu') for name, tensor in tensors.items()}
+
+
+def _safetensors(path: Path) -> ModuleType:
+    # Here and not above: the model itself runs with torch and mmengine alone.
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(f'{path} needs safetensors: pip install safetensors') from error
+    return safetensors
 
 
 def _history_buffer_method(owner: type, name: str) -> Callable:

@@ -7,8 +7,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.blocks import MetaFormerBlock, ModifiedLayerNorm
+from backbones.metaformer import build_block
+from backbones.norms import ModifiedLayerNorm
+from backbones.presets import Arch
 from backbones.token_mixers import Pooling
+
+
+def _block(dim, **changes):
+    arch = Arch(depths=(1, 1, 1, 1), dims=(dim,) * 4, **changes)
+    return build_block(arch, stage=2, drop_path=0)
 
 
 def _normalised(x, norm):
@@ -34,7 +41,8 @@ def _pooled(x, size):
 def test_block_follows_the_paper(size, pool_size):
     torch.manual_seed(sum(size))
     dim = size[1]
-    block = MetaFormerBlock(dim, Pooling(pool_size), 4, layer_scale_init=0.3, drop_path=0).double()
+    mixer = dict(type='Pooling', pool_size=pool_size)
+    block = _block(dim, token_mixers=mixer, layer_scale_init=0.3).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(size, dtype=torch.float64)
@@ -57,7 +65,7 @@ def test_block_follows_the_paper(size, pool_size):
 @settings(max_examples=30, deadline=None)
 def test_pooling_maps_a_constant_to_zero(value, size, pool_size):
     x = torch.full((1, 2, size, size), value, dtype=torch.float64)
-    torch.testing.assert_close(Pooling(pool_size)(x), torch.zeros_like(x), atol=1e-9, rtol=0)
+    torch.testing.assert_close(Pooling(2, pool_size)(x), torch.zeros_like(x), atol=1e-9, rtol=0)
 
 
 def test_norm_treats_samples_apart():
@@ -67,7 +75,50 @@ def test_norm_treats_samples_apart():
 
 
 def test_mlp_starts_as_published():
-    block = MetaFormerBlock(256, Pooling(), 4, layer_scale_init=1e-5, drop_path=0)
+    block = _block(256)
     for conv in (block.mlp.fc1, block.mlp.fc2):
         assert abs(conv.weight.std().item() - 0.02) < 1e-3
         assert conv.bias.abs().max() == 0
+
+
+def test_improved_block_scales_the_residuals():
+    # arXiv 2210.13452, equation 7: the shortcut is scaled, not the branch; the MLP has no bias.
+    block = _block(
+        6,
+        token_mixers='IdentityMixing',
+        activation='StarReLU',
+        mlp_bias=False,
+        layer_scale_init=None,
+        res_scale_init=(None, None, 1.0, 1.0),
+    ).double()
+    assert torch.equal(block.res_scale1.scale, torch.ones(6, dtype=torch.float64))
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 5, 3, dtype=torch.float64)
+
+    y = block.res_scale1.scale.view(1, -1, 1, 1) * x + _normalised(x, block.norm1)
+    hidden = torch.einsum(
+        'oc,bchw->bohw', block.mlp.fc1.weight.flatten(1), _normalised(y, block.norm2)
+    )
+    hidden = block.mlp.act.scale * hidden.clamp(min=0) ** 2 + block.mlp.act.bias
+    out = torch.einsum('oc,bchw->bohw', block.mlp.fc2.weight.flatten(1), hidden)
+    expected = block.res_scale2.scale.view(1, -1, 1, 1) * y + out
+
+    torch.testing.assert_close(block(x), expected, rtol=1e-9, atol=1e-9)
+    assert block.mlp.fc1.bias is None
+    assert block.mlp.fc2.bias is None
+
+
+def test_block_without_residual_returns_its_branches_alone():
+    block = _block(4, residual=False, layer_scale_init=2.0, token_mixers='IdentityMixing').double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    y = 2 * block.norm1(x)
+    torch.testing.assert_close(block(x), 2 * block.mlp(block.norm2(y)))
+
+
+def test_block_without_mlp_is_its_first_half():
+    block = _block(4, mlp_ratio=0, layer_scale_init=0.5).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(block(x), x + 0.5 * block.token_mixer(block.norm1(x)))
+    names = {name.split('.')[0] for name, _ in block.named_parameters()}
+    assert names == {'norm1', 'layer_scale1'}

@@ -9,12 +9,17 @@ import re
 
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from torch import nn
 
-from backbones import PoolFormer
-from backbones.checkpoints import CheckpointError, load_pretrained, read_checkpoint
-from backbones.checkpoints.layouts import OFFICIAL, rename
+from backbones import MetaFormer, PoolFormer
+from backbones.checkpoints import (
+    CheckpointError,
+    load_pretrained,
+    read_checkpoint,
+    to_layout,
+    write_checkpoint,
+)
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 
@@ -30,10 +35,8 @@ def _randomised(**arguments):
 def official():
     """A model and its weights as an official ImageNet file names them."""
     model = _randomised()
-    names = rename(model.state_dict(), OFFICIAL)
-    weights = {
-        names[k]: v.clone() for k, v in model.state_dict().items() if 'output_norms' not in k
-    }
+    weights = {k: v for k, v in model.state_dict().items() if 'output_norms' not in k}
+    weights = {k: v.clone() for k, v in to_layout(weights, 'official').items()}
     head = {'norm.weight': 32, 'norm.bias': 32, 'head.weight': (10, 32), 'head.bias': 10}
     return model, weights | {k: torch.zeros(size) for k, size in head.items()}
 
@@ -46,24 +49,6 @@ def _save(folder, content):
 
 def _same(a, b, but=()):
     return all(torch.equal(v, b[k]) for k, v in a.items() if not k.startswith(but or '-'))
-
-
-def test_official_names():
-    # The names of the released files, written out.
-    expected = {
-        'downsamples.0.conv.weight': 'patch_embed.proj.weight',
-        'downsamples.1.conv.bias': 'network.1.proj.bias',
-        'downsamples.3.conv.weight': 'network.5.proj.weight',
-        'stages.0.1.norm1.weight': 'network.0.1.norm1.weight',
-        'stages.1.0.norm2.bias': 'network.2.0.norm2.bias',
-        'stages.2.5.mlp.fc1.weight': 'network.4.5.mlp.fc1.weight',
-        'stages.2.11.mlp.fc2.bias': 'network.4.11.mlp.fc2.bias',
-        'stages.3.0.layer_scale1.scale': 'network.6.0.layer_scale_1',
-        'stages.3.1.layer_scale2.scale': 'network.6.1.layer_scale_2',
-        'output_norms.0.weight': 'norm0.weight',
-        'output_norms.3.bias': 'norm6.bias',
-    }
-    assert rename(expected, OFFICIAL) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,6 +72,93 @@ def test_official_weights_load(official, tmp_path, wrap):
     model.init_weights()
     assert _same(source.state_dict(), model.state_dict(), but='output_norms')
     assert model.output_norms['3'].weight.eq(1).all()
+
+
+# What ImageNet classifiers of each code base have beside the backbone.
+HEADS = {
+    'official': ['norm.weight', 'head.weight'],
+    'mmpretrain': ['head.fc.weight'],
+    'hf': ['norm.bias', 'classifier.bias'],
+    'timm': ['head.norm.weight', 'head.fc.weight'],
+    'baselines': ['norm.weight', 'head.bias'],
+    'ours': [],
+}
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('layout', HEADS)
+def test_a_classifier_of_every_layout_loads(tmp_path, layout, suffix):
+    source = _randomised()
+    weights = {k: v for k, v in source.state_dict().items() if 'output_norms' not in k}
+    weights = to_layout(weights, layout) | {k: torch.ones(32) for k in HEADS[layout]}
+    path = tmp_path / f'weights{suffix}'
+    write_checkpoint(weights, path)
+    model = PoolFormer(TINY)
+    load_pretrained(model, path)
+    assert _same(source.state_dict(), model.state_dict(), but='output_norms')
+
+
+def test_a_v2_model_loads_from_the_baselines_and_timm(tmp_path):
+    arch = dict(
+        depths=(1, 1, 1, 1),
+        dims=(8, 16, 32, 64),
+        token_mixers=['SeparableConv'] * 2 + ['Attention'] * 2,
+        downsample_norm=dict(type='ChannelLayerNorm', bias=False),
+        activation='StarReLU',
+        mlp_bias=False,
+        layer_scale_init=None,
+        res_scale_init=(None, None, 1.0, 1.0),
+    )
+    source = MetaFormer(arch)
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    for layout in ('baselines', 'timm'):
+        path = tmp_path / f'{layout}.pth'
+        write_checkpoint(to_layout(source.state_dict(), layout), path)
+        model = MetaFormer(arch)
+        load_pretrained(model, path)
+        assert _same(source.state_dict(), model.state_dict(), but='output_norms')
+
+
+def test_loading_says_how_much_and_what_not(official, tmp_path, caplog):
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        load_pretrained(PoolFormer(TINY), _save(tmp_path, official[1]))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert re.search(
+        r'loaded 58 of 66 tensors of PoolFormer from .* \(official layout\); not in the file: '
+        r'output_norms\.0\.weight, .*; not used: 4 tensors \(norm\.weight, ',
+        caplog.text,
+    )
+
+
+def test_the_unused_norm_of_a_released_detector_is_tolerated(official, tmp_path):
+    source, weights = official
+    weights = {f'backbone.{k}': v for k, v in weights.items() if not k.startswith(('norm', 'head'))}
+    norms = {
+        f'backbone.norm{i}.{leaf}': torch.full((d,), 5.0)
+        for i, d in zip((0, 2, 4, 6), TINY['dims'], strict=True)
+        for leaf in ('weight', 'bias')
+    }
+    path = _save(tmp_path, {'state_dict': weights | norms | {'bbox_head.bias': torch.ones(1)}})
+    model = PoolFormer(TINY, out_indices=(1, 2, 3))
+    load_pretrained(model, path)
+    assert _same(source.state_dict(), model.state_dict() | source.state_dict())
+    assert all(norm.weight.eq(5).all() for norm in model.output_norms.values())
+
+
+def test_a_prefix_of_ones_own(official, tmp_path):
+    source, weights = official
+    path = _save(
+        tmp_path, {f'teacher.body.{k}': v for k, v in weights.items()} | {'x': torch.ones(1)}
+    )
+    model = PoolFormer(TINY)
+    load_pretrained(model, path, prefix='teacher.body')
+    assert _same(source.state_dict(), model.state_dict(), but='output_norms')
+    with pytest.raises(CheckpointError, match=r'no tensor is named student\.\*'):
+        load_pretrained(model, path, prefix='student.')
 
 
 def test_own_weights_load(tmp_path):
@@ -132,20 +204,41 @@ def test_fewer_stages_than_the_file(official, tmp_path):
             r'1 other shapes \(downsamples.0.conv.weight \(9, 3, 7, 7\) for \(8, 3, 7, 7\)\)',
         ),
         (
-            lambda w: (copy.copy(w), w.clear(), w.update(conv1=torch.ones(1))),
-            r'\d+ missing .*1 left over',
+            lambda w: [w.pop(k) for k in list(w) if k.startswith('network.4.1.')],
+            r'10 missing \(stages\.2\.1\.norm1\.weight, .* and 4 more\); 0 left over',
+        ),
+        (
+            lambda w: (w.clear(), w.update({'conv1.weight': torch.ones(1)})),
+            r'PoolFormer: 1 tensors \(conv1\.weight\), none named as in a MetaFormer',
+        ),
+        (
+            lambda w: w.update({'patch_embed.norm.weight': torch.ones(8)}),
+            r'1 left over \(patch_embed\.norm\.weight\)',
+        ),
+        (
+            lambda w: w.update({'network.2.0.mlp.fc1.weight': torch.ones(64, 16, 3, 3)}),
+            r'network\.2\.0\.mlp\.fc1\.weight has shape \(64, 16, 3, 3\), neither',
         ),
     ],
-    ids=['missing', 'left over', 'shape', 'another network'],
+    ids=['missing', 'left over', 'shape', 'block', 'another network', 'norm', 'kernel'],
 )
 def test_what_does_not_fit_raises_and_changes_nothing(official, tmp_path, spoil, message):
     _, weights = official
     spoil(weights)
     model = PoolFormer(TINY)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as error:
         load_pretrained(model, _save(tmp_path, weights))
+    assert '\n' not in str(error.value)
     assert _same(before, model.state_dict())
+
+
+def test_another_family_is_named(tmp_path):
+    weights = to_layout(MetaFormer('convformer_s18').state_dict(), 'baselines')
+    with pytest.raises(
+        CheckpointError, match=r'\d+ missing .*; \d+ left over .*; \d+ other shapes'
+    ):
+        load_pretrained(PoolFormer('s12'), _save(tmp_path, weights))
 
 
 def test_another_size_is_named(official, tmp_path):
@@ -196,6 +289,45 @@ def test_truncated(official, tmp_path, keep):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize('keep', [0.0, 0.1, 0.99])
+def test_truncated_safetensors(tmp_path, keep):
+    path = tmp_path / 'weights.safetensors'
+    write_checkpoint(_randomised().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(CheckpointError, match='truncated') as error:
+        read_checkpoint(path)
+    assert '\n' not in str(error.value)
+
+
+def test_safetensors_keep_values_types_and_shared_memory(tmp_path):
+    shared = torch.arange(6.0)
+    tensors = {
+        'a': shared,
+        'b': shared[::2],
+        'c': torch.tensor(3),
+        'd': torch.ones(2, dtype=torch.bfloat16),
+    }
+    path = tmp_path / 'some.safetensors'
+    write_checkpoint(tensors, path)
+    read = read_checkpoint(path)
+    assert _same(tensors, read)
+    assert read['d'].dtype == torch.bfloat16
+    assert all(v.is_meta for v in read_checkpoint(path, map_location='meta').values())
+
+
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
+def test_writing_overwrites_nothing_and_leaves_nothing_behind(tmp_path, name):
+    path = tmp_path / name
+    write_checkpoint({'a': torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match='exists; delete it'):
+        write_checkpoint({'a': torch.zeros(1)}, path)
+    assert read_checkpoint(path)['a'] == 1
+    with pytest.raises(CheckpointError, match=r'nowhere.* could not be written'):
+        write_checkpoint({'a': torch.zeros(1)}, tmp_path / 'nowhere' / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_missing_file():
     with pytest.raises(CheckpointError, match=r'nowhere\.pth does not exist'):
         read_checkpoint('nowhere.pth')
@@ -204,12 +336,6 @@ def test_missing_file():
 def test_no_tensors(tmp_path):
     with pytest.raises(CheckpointError, match='holds no tensors'):
         load_pretrained(PoolFormer(TINY), _save(tmp_path, {'epoch': 3}))
-
-
-def test_unreachable_url_names_the_place_to_put_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    with pytest.raises(CheckpointError, match=f'could not be downloaded.*{tmp_path}'):
-        read_checkpoint('http://127.0.0.1:9/poolformer_s12.pth.tar')
 
 
 def test_mmengine_log_buffers_are_read(tmp_path):

@@ -98,7 +98,14 @@ def test_only_the_first_norms_bias_is_dead():
         (dict(arch=dict(depths=(1, 1, 1, 1))), r'arch lacks dims'),
         (dict(arch=TINY | dict(depth=3)), r"unknown entries \['depth'\].*depths, dims"),
         (dict(arch=TINY | dict(dims=(8, 16, 24))), r'arch.dims must be four positive integers'),
-        (dict(arch=TINY | dict(pool_size=2)), r'pool_size must be a positive odd integer, got 2'),
+        (
+            dict(arch=TINY | dict(token_mixers=('Pooling',))),
+            r'token_mixers must have one entry a st',
+        ),
+        (
+            dict(token_mixers=dict(type='Pooling', pool_size=2)),
+            r'pool_size must be a positive odd integer, got 2',
+        ),
         (dict(out_indices=(0, 4)), r'out_indices must be rising .* got \(0, 4\)'),
         (dict(out_indices=(2, 1)), r'out_indices must be rising'),
         (dict(out_indices=()), r'out_indices must be rising'),
