@@ -17,9 +17,11 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 def run_tool(main: Callable[[], None]) -> int:
-    """Run a tool's main function; return 0, or 2 after an error the user can mend.
+    """Run a tool's main function; return its exit code.
 
-    Of several processes only the first prints the error.
+    Returns:
+        0, or 2 after an error the user can mend (of several processes only the first prints it),
+        or 130 after Ctrl-C.
     """
     try:
         main()
@@ -27,6 +29,9 @@ def run_tool(main: Callable[[], None]) -> int:
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('\ninterrupted; a training goes on from its last checkpoint with --resume')
+        return 130
     return 0
 
 
@@ -37,8 +42,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
+        type=_key_value,
+        metavar='KEY=VALUE',
         help='override entries of the config: key=value, with dots for depth and [] or () for '
         'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
         'data_root=PATH moves every path of the data',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+
+
+def _key_value(argument: str) -> str:
+    if '=' not in argument:
+        raise argparse.ArgumentTypeError(f'{argument!r} is not of the form key=value')
+    return argument

@@ -32,6 +32,15 @@ def _parameters(target: Any) -> set[str]:
     return names - {'self'}
 
 
+# The registries whose members configs name by `type`.
+_REGISTRIES = [
+    getattr(registry, name)
+    for name in (
+        'DATASETS', 'DATA_SAMPLERS', 'EVALUATOR', 'HOOKS', 'LOG_PROCESSORS', 'LOOPS', 'METRICS',
+        'MODELS', 'MODEL_WRAPPERS', 'OPTIMIZERS', 'OPTIM_WRAPPERS', 'PARAM_SCHEDULERS',
+        'TASK_UTILS', 'TRANSFORMS', 'VISBACKENDS', 'VISUALIZERS', 'WEIGHT_INITIALIZERS',
+    )
+]  # fmt: skip
 _LOADER = _parameters(DataLoader) | {'num_batch_per_epoch'}
 # What mmengine reads of nodes that carry no `type`.
 _TYPELESS = {
@@ -78,8 +87,9 @@ def apply_overrides(cfg: Config, overrides: dict[str, Any]) -> None:
             merged.merge_from_dict({key: value})
         except (KeyError, TypeError) as error:
             raise UserError(f'--cfg-options {key}: {error.args[0]}') from error
-    for key in overrides:
+    for key, value in overrides.items():
         _check_key(cfg, merged, key)
+        _check_value(cfg, key, value)
     cfg.merge_from_dict(overrides)
 
 
@@ -101,6 +111,24 @@ def _check_key(cfg: Config, merged: Config, key: str) -> None:
         old, new = old[part], new[part]
 
 
+def _check_value(cfg: Config, key: str, value: Any) -> None:
+    """Refuse a type that is not registered, and text where the config has a number."""
+    if key.split('.')[-1] == 'type' and isinstance(value, str) and not _classes(value):
+        known = [name for root in _REGISTRIES for name in _registered(root)]
+        nearest = difflib.get_close_matches(value, known, 1, 0.6)
+        hint = f'; the nearest is {nearest[0]}' if nearest else ''
+        raise UserError(f'--cfg-options {key}: no class is called {value!r}{hint}')
+    old = dict(_nodes(cfg.to_dict())).get(key)
+    if isinstance(old, (int, float)) and isinstance(value, str):
+        raise UserError(f'--cfg-options {key}: {value!r} is text, the config has {old!r} there')
+
+
+def _registered(root: registry.Registry) -> Iterator[str]:
+    yield from root.module_dict
+    for child in root.children.values():
+        yield from child.module_dict
+
+
 def _valid_names(node: dict, place: str) -> set[str]:
     if 'type' not in node:
         return _TYPELESS.get(place, set())
@@ -115,10 +143,9 @@ def _classes(name: Any) -> list[Any]:
     if not isinstance(name, str):
         return [name]
     found = []
-    for root in vars(registry).values():
-        if isinstance(root, registry.Registry) and root.parent is None:
-            with root.switch_scope_and_registry(None) as scoped:
-                found.append(scoped.get(name))
+    for root in _REGISTRIES:
+        with root.switch_scope_and_registry(None) as scoped:
+            found.append(scoped.get(name))
     return [target for target in found if target is not None]
 
 
@@ -175,6 +202,8 @@ def _move_data_root(cfg: Config, new: str) -> None:
         return node
 
     moved(cfg._cfg_dict)
+    # What the config says of getting its data is about the place it had.
+    cfg.pop('prepare_data', None)
 
 
 def _nodes(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:

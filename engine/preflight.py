@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 
+from backbones import MetaFormer
 from backbones.checkpoints import CheckpointError, read_checkpoint
 
 from .errors import UserError
 
+_MARKS = ('type', '_scope_')
 _LAYOUTS = {
     'CocoDataset': 'COCO 2017 (cocodataset.org) unpacks to train2017/, val2017/ and annotations/',
     'ADE20KDataset': 'ADEChallengeData2016.zip (sceneparsing.csail.mit.edu) unpacks to '
@@ -33,8 +36,10 @@ def check_run(cfg: Config, splits: Sequence[str]) -> None:
 
     Raises:
         UserError: Data is missing, an annotation file's categories or the model's ``num_classes``
-            disagree with the classes, or the checkpoint can't be read.
+            disagree with the classes, an argument of the backbone is wrong, or a checkpoint
+            can't be read.
     """
+    _check_backbone(cfg.model)
     for split in splits:
         for place, dataset in _datasets(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
             classes = _classes(dataset)
@@ -52,6 +57,19 @@ def check_run(cfg: Config, splits: Sequence[str]) -> None:
         weights += _pretrained(cfg.model)
     for source in filter(_is_local, weights):
         check_checkpoint(source)
+
+
+def _check_backbone(model: Mapping) -> None:
+    """Build a backbone of ours without memory, so that a wrong argument is one line."""
+    backbone = model.get('backbone') or {}
+    target = MODELS.get(backbone['type']) if isinstance(backbone.get('type'), str) else None
+    if not (isinstance(target, type) and issubclass(target, MetaFormer)):
+        return
+    try:
+        with torch.device('meta'):
+            target(**{key: value for key, value in backbone.items() if key not in _MARKS})
+    except (TypeError, ValueError) as error:
+        raise UserError(f'model.backbone ({backbone["type"]}): {error}') from error
 
 
 def check_checkpoint(source: str) -> None:
@@ -119,7 +137,7 @@ def _check_exists(cfg: Config, path: Path, place: str, dataset_type: str | None)
     raise UserError(
         f'{place}: no data at {path.absolute()}. '
         + (f'{remedy}. ' if remedy else '')
-        + 'If it lies elsewhere, say --cfg-options data_root=PATH'
+        + "If it lies elsewhere, set data_root=PATH, or the data set's own ann_file and data_prefix"
     )
 
 
@@ -131,8 +149,8 @@ def _check_categories(path: Path, classes: list[str], place: str) -> None:
     if missing:
         raise UserError(
             f'{place}: {path} does not have {len(missing)} of the {len(classes)} classes of the '
-            f'config ({_listed(missing)}); it has {_listed(names)}. Set metainfo.classes of the '
-            f"data sets (and the heads' num_classes) to the file's categories"
+            f'config ({_listed(missing)}). For the categories of the file, give each data set '
+            f'metainfo=dict(classes={tuple(names)}) and the heads num_classes={len(names)}'
         )
     in_file_order = [name for name in names if name in classes]
     if in_file_order != classes:

@@ -42,7 +42,7 @@ def load_config(
         UserError: There is no such config, or an override is wrong.
     """
     if not Path(path).is_file():
-        raise UserError(f'config {path} does not exist')
+        raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
     cfg = Config.fromfile(path)
     scope = cfg.get('default_scope')
     if scope in ('mmdet', 'mmseg'):
@@ -85,11 +85,12 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Make the test draw every image, ground truth beside prediction."""
-    # The hooks join a relative folder to the work directory, mmdet's to itself at every image.
+    # mmdet's hook would join a relative folder to the work directory anew at each image.
     folder = os.path.abspath(folder)
     cfg.default_hooks.visualization.draw = True
     if cfg.default_scope == 'mmseg':
         cfg.visualizer.save_dir = folder
+        cfg.default_hooks.visualization.interval = 1
     else:
         cfg.default_hooks.visualization.test_out_dir = folder
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmengine.runner import find_latest_checkpoint
+
 from engine.cli import add_run_arguments, run_tool
 from engine.preflight import check_run
 from engine.runtime import build_runner, enable_amp, enable_lr_scaling, load_config
@@ -46,6 +48,8 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_run(cfg, ['train', 'val'])
+    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+        print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')
     build_runner(cfg).train()
 
 

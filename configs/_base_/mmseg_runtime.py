@@ -1,5 +1,5 @@
 custom_imports = dict(imports=['backbones', 'engine.hooks'], allow_failed_imports=False)
-custom_hooks = [dict(type='EmptyResultHook')]
+custom_hooks = [dict(type='EmptyResultHook'), dict(type='StrictLoadHook')]
 
 default_scope = 'mmseg'
 default_hooks = dict(

@@ -91,6 +91,22 @@ def test_new_type_brings_its_own_arguments(retinanet):
     assert load_config(retinanet, overrides).optim_wrapper.optimizer.momentum == 0.9
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        (
+            'optim_wrapper.optimizer.type',
+            'AdamX',
+            "no class is called 'AdamX'; the nearest is Adam",
+        ),
+        ('train_cfg.max_epochs', 'abc', "'abc' is text, the config has 12 there"),
+    ],
+)
+def test_wrong_values_are_named(retinanet, key, value, message):
+    with pytest.raises(UserError, match=f'{key}: {message}'):
+        load_config(retinanet, {key: value})
+
+
 def test_new_hook(retinanet):
     overrides = {'default_hooks.early.type': 'EarlyStoppingHook'}
     assert 'early' in load_config(retinanet, overrides).default_hooks

@@ -54,11 +54,16 @@ def test_missing_data_names_the_path_and_how_to_get_it(root, tmp_path, config):
     assert '\n' not in str(caught.value)
 
 
-def test_missing_demo_data_names_its_tool(root, tmp_path):
+def test_missing_demo_data_names_its_tool(root, tmp_path, monkeypatch):
     path = root / 'configs/demo/retinanet_poolformer_s12.py'
-    cfg = load_config(str(path), {'data_root': str(tmp_path)})
+    cfg = load_config(str(path))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r'tools/make_shapes.py data/shapes draws it'):
         check_run(cfg, ['val'])
+    cfg = load_config(str(path), {'data_root': 'mine'})
+    with pytest.raises(UserError, match=r'no data at .*/mine/.*ann_file and data_prefix') as caught:
+        check_run(cfg, ['val'])
+    assert 'make_shapes' not in str(caught.value)
 
 
 def test_only_the_splits_in_use_are_checked(detection):
@@ -83,7 +88,10 @@ def test_categories_that_differ(detection, shapes, tmp_path):
 
     path = _rewritten(shapes, tmp_path, change)
     cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
-    with pytest.raises(UserError, match=r'1 of the 3 classes .*\(square\).*disc, rectangle, tri'):
+    with pytest.raises(
+        UserError,
+        match=r"1 of the 3 classes .*\(square\).*'disc', 'rectangle', 'tri.*num_classes=3",
+    ):
         check_run(cfg, ['val'])
 
 
@@ -146,6 +154,19 @@ def test_not_a_checkpoint(detection, tmp_path):
         check_run(cfg, ['test'])
     with pytest.raises(UserError, match=r'none\.pth does not exist'):
         check_checkpoint('none.pth')
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'model.backbone.arch': 's25'}, "unknown arch 's25'; choose from s12, s24"),
+        ({'model.backbone.token_mixers': 'Poling'}, "unknown token mixer 'Poling'; choose from"),
+        ({'model.backbone.frozen_stages': 7}, 'frozen_stages must be from -1'),
+    ],
+)
+def test_a_wrong_argument_of_the_backbone(detection, overrides, message):
+    with pytest.raises(UserError, match=rf'model\.backbone \(PoolFormer\): {message}'):
+        check_run(detection(**overrides), ['train'])
 
 
 def test_pretrained_weights_are_checked_before_training(detection, tmp_path):

@@ -206,6 +206,7 @@ def test_distributed_evaluation_counts_every_image(run, root, shapes, trained_re
         ),
         ('train.py', ['{config}', '--resume', 'none.pth', '{data}'], 'none.pth does not exist'),
         ('test.py', ['{config}', '{config}', '{data}'], 'was not loaded'),
+        ('train.py', ['{config}', '--cfg-options', 'train_cfg.max_epochs', '1'], 'key=value'),
         ('test.py', ['{config}', 'none.pth', '{data}', '--out', 'x.txt'], 'go to a .pkl file'),
     ],
 )
