@@ -136,9 +136,7 @@ PRESETS |= {
         norm='ChannelLayerNorm',
         position_embeddings=(None, None, (14, 14), None),
     ),
-    'metaformer_pppf_s12_224': replace(
-        _S12, token_mixers=('Pooling', 'Pooling', 'Pooling', _FC4)
-    ),
+    'metaformer_pppf_s12_224': replace(_S12, token_mixers=('Pooling', 'Pooling', 'Pooling', _FC4)),
     'metaformer_ppff_s12_224': replace(_S12, token_mixers=('Pooling', 'Pooling', _FC3, _FC4)),
 }
 

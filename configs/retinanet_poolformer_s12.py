@@ -11,12 +11,4 @@ _base_ = [
     '_base_/mmdet_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/sail-sg/poolformer/releases/download/v1.0/'
-            'poolformer_s12.pth.tar',
-        )
-    )
-)
+model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='poolformer_s12')))

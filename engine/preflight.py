@@ -15,7 +15,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS
 
 from backbones import MetaFormer
-from backbones.checkpoints import CheckpointError, read_checkpoint
+from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
+from backbones.weights import RELEASED
 
 from .errors import UserError
 
@@ -54,9 +55,15 @@ def check_run(cfg: Config, splits: Sequence[str]) -> None:
                 _check_exists(cfg, Path(evaluator['ann_file']), f'{place}.ann_file', None)
     weights = [cfg.get('load_from')]
     if 'train' in splits:
-        weights += _pretrained(cfg.model)
-    for source in filter(_is_local, weights):
-        check_checkpoint(source)
+        weights += [init_cfg['checkpoint'] for init_cfg in pretrained_cfgs(cfg.model)]
+    for source in filter(None, weights):
+        if is_url(source) or source in RELEASED:
+            # Several processes don't know of each other yet: each would download for itself.
+            checkable = cfg.get('launcher', 'none') == 'none'
+        else:
+            checkable = _is_local(source)
+        if checkable:
+            check_checkpoint(source)
 
 
 def _check_backbone(model: Mapping) -> None:
@@ -73,10 +80,10 @@ def _check_backbone(model: Mapping) -> None:
 
 
 def check_checkpoint(source: str) -> None:
-    """Refuse a file that is not a checkpoint, without reading its tensors.
+    """Refuse what is not a checkpoint, without reading its tensors; download it if need be.
 
     Raises:
-        UserError: The file is missing, truncated, or something else.
+        UserError: The file is missing, truncated, out of reach, or something else.
     """
     try:
         read_checkpoint(source, map_location='meta')
@@ -208,16 +215,16 @@ def _num_classes(node: Any, place: str) -> Iterator[tuple[str, int]]:
             yield from _num_classes(child, f'{place}.{key}')
 
 
-def _pretrained(node: Any) -> Iterator[str]:
-    """Sources of all weights that a model config loads when training starts."""
+def pretrained_cfgs(node: Any) -> Iterator[dict]:
+    """The entries of a model config that load weights when training starts."""
     if isinstance(node, Mapping):
         if node.get('type') == 'Pretrained' and 'checkpoint' in node:
-            yield node['checkpoint']
+            yield node
         node = node.values()
     elif not isinstance(node, (list, tuple)):
         return
     for child in node:
-        yield from _pretrained(child)
+        yield from pretrained_cfgs(child)
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -15,10 +15,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from backbones.checkpoints import read_checkpoint
+from backbones.checkpoints import localise, read_checkpoint
 
 from .errors import UserError
 from .overrides import apply_overrides
+from .preflight import pretrained_cfgs
 
 
 def load_config(
@@ -69,6 +70,18 @@ def enable_lr_scaling(cfg: Config) -> None:
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
     cfg.auto_scale_lr.enable = True
+
+
+def use_mirror(cfg: Config, mirror: str | None) -> None:
+    """Take released weights from a folder or URL that has them instead of from the network.
+
+    Raises:
+        CheckpointError: The mirror is a folder and lacks a file that the config names.
+    """
+    for init_cfg in pretrained_cfgs(cfg.model):
+        init_cfg['checkpoint'] = localise(init_cfg['checkpoint'], mirror)
+    if cfg.get('load_from'):
+        cfg.load_from = localise(cfg.load_from, mirror)
 
 
 def dump_predictions(cfg: Config, out: str) -> None:

@@ -2,6 +2,7 @@
 """Train a detector or a segmentor from a config."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -9,9 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.runner import find_latest_checkpoint
 
+from backbones.checkpoints import MIRROR_VARIABLE
 from engine.cli import add_run_arguments, run_tool
 from engine.preflight import check_run
-from engine.runtime import build_runner, enable_amp, enable_lr_scaling, load_config
+from engine.runtime import build_runner, enable_amp, enable_lr_scaling, load_config, use_mirror
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +49,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     check_run(cfg, ['train', 'val'])
     if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
         print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')

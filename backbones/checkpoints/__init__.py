@@ -1,7 +1,7 @@
 """Reading checkpoints of the layouts people have, loading them strictly, converting them."""
 
 from .convert import convert, detect_layout, from_layout, to_layout
-from .download import MIRROR_VARIABLE, localise
+from .download import MIRROR_VARIABLE, is_url, localise
 from .errors import CheckpointError, listed
 from .files import read_checkpoint, write_checkpoint
 from .layouts import LAYOUTS
@@ -15,6 +15,7 @@ __all__ = [
     'convert',
     'detect_layout',
     'from_layout',
+    'is_url',
     'listed',
     'load_pretrained',
     'localise',

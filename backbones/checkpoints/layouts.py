@@ -104,7 +104,7 @@ _OFFICIAL: Rows = (
         _LAYER_SCALE_V1,
         (('token_mixer.fc.{leaf}', 'token_mixer.fc.{leaf}'),),
     ),
-    ('output_norms.{s}.{leaf}', 'norm{s}.{leaf}'),
+    ('output_norms.{s}.{leaf}', 'norm{stage}.{leaf}'),
 )
 _OUTPUT_NORMS = ('output_norms.{s}.{leaf}',)
 

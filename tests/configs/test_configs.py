@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from backbones.weights import RELEASED
 from engine.runtime import load_config
 
 STOCK = ['retinanet_poolformer_s12', 'mask_rcnn_poolformer_s12', 'fpn_poolformer_s12']
@@ -118,6 +119,6 @@ def test_ade20k_recipe(load):
 def test_stock_weights_are_the_released_ones(load, name):
     init_cfg = load(name).model.backbone.init_cfg
     assert init_cfg.type == 'Pretrained'
-    assert init_cfg.checkpoint == (
+    assert RELEASED[init_cfg.checkpoint].url == (
         'https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_s12.pth.tar'
     )

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from backbones.checkpoints import CheckpointError
 from engine.errors import UserError
 from engine.preflight import check_checkpoint, check_run, read_categories
-from engine.runtime import load_config
+from engine.runtime import load_config, use_mirror
 
 
 @pytest.fixture
@@ -175,11 +177,32 @@ def test_pretrained_weights_are_checked_before_training(detection, tmp_path):
     check_run(cfg, ['test'])
     with pytest.raises(UserError, match=r'typo\.pth does not exist'):
         check_run(cfg, ['train'])
-    cfg.model.backbone.init_cfg.checkpoint = 'https://example.org/weights.pth'
+
+
+def test_weights_out_of_reach_are_named_before_training(detection, tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path))
+    cfg = detection()
+    url = 'http://127.0.0.1:9/weights.pth'
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=url)
+    with pytest.raises(UserError, match=f'{url} could not be downloaded'):
+        check_run(cfg, ['train'])
+    cfg.launcher = 'pytorch'  # each of several processes would download for itself
+    check_run(cfg, ['train'])
+
+
+def test_a_mirror_takes_the_place_of_the_network(detection, tmp_path):
+    cfg = detection()
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='poolformer_s12')
+    with pytest.raises(CheckpointError, match=r'poolformer_s12\.pth\.tar is not in the mirror'):
+        use_mirror(cfg, str(tmp_path))
+    torch.save({'norm.weight': torch.ones(1)}, tmp_path / 'poolformer_s12.pth.tar')
+    use_mirror(cfg, str(tmp_path))
+    assert cfg.model.backbone.init_cfg.checkpoint == str(tmp_path / 'poolformer_s12.pth.tar')
     check_run(cfg, ['train'])
 
 
 def test_tiny_coco_passes(root, tiny_coco):
     for config in ('retinanet', 'mask_rcnn'):
         path = root / f'configs/{config}_poolformer_s12.py'
-        check_run(load_config(str(path), {'data_root': str(tiny_coco)}), ['train', 'val', 'test'])
+        overrides = {'data_root': str(tiny_coco), 'model.backbone.init_cfg': None}
+        check_run(load_config(str(path), overrides), ['train', 'val', 'test'])

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Convert a backbone's weights from any known layout to another, by names and shapes.
+
+    python tools/convert_checkpoint.py poolformer_s12.pth.tar s12.safetensors --to timm
+    python tools/convert_checkpoint.py caformer_s18 caformer_s18.pth --to ours
+
+The layout of the source is found from its names. Classifiers, necks and detection heads are not
+converted; the tool says what it leaves out.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backbones.checkpoints import (
+    LAYOUTS,
+    MIRROR_VARIABLE,
+    CheckpointError,
+    backbone_weights,
+    localise,
+    read_checkpoint,
+    to_layout,
+    write_checkpoint,
+)
+from backbones.checkpoints.convert import convert, dropped_by
+from backbones.checkpoints.errors import listed
+from engine.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'src',
+        metavar='SRC',
+        help='a file, a URL, or the name of released weights, which is looked for in the folder '
+        f'or URL that the environment variable {MIRROR_VARIABLE} names, if it is set',
+    )
+    parser.add_argument('dst', metavar='DST', help='a new file: .safetensors, or anything else')
+    parser.add_argument('--to', required=True, choices=list(LAYOUTS), help='layout of DST')
+    parser.add_argument('--prefix', help="what stands before the backbone's names in SRC")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    source = localise(args.src, os.environ.get(MIRROR_VARIABLE))
+    weights = backbone_weights(read_checkpoint(source), source)
+    try:
+        file = convert(weights, prefix=args.prefix)
+        if file.left:
+            raise CheckpointError(
+                f'the {file.layout} layout does not have {listed("tensors", file.left)}'
+            )
+        converted = to_layout(file.tensors, args.to)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source} was not converted: {error}') from error
+    write_checkpoint(converted, args.dst, LAYOUTS[args.to].wrapper)
+    dropped = file.dropped + [file.names[k] for k in dropped_by(file.tensors, args.to)]
+    print(f'{source} ({file.layout}) -> {args.dst} ({args.to}): {len(converted)} tensors')
+    if dropped:
+        print(f'left out: {listed("tensors", dropped, most=12)}')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
