@@ -1,10 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-export PYTHON VENV STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
+# Where tests/parity runs: timm and mmpretrain import torchvision, which $(VENV) must not have.
+VENV_PEERS ?= .venv-peers
+export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready doctor demo test test-all lint format clean
+.PHONY: help setup ready peers doctor demo test test-all lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,17 +26,28 @@ setup:  ## prepare .venv: torch, the stack, this project (run again after an int
 ready:
 	@tools/setup.sh --quiet
 
+peers:  ## prepare .venv-peers: timm, transformers and mmpretrain, to compare with
+	@tools/setup_peers.sh
+
 doctor: ready  ## check the environment, with a remedy for each problem
 	@$(PY) tools/doctor.py
 
 demo: ready  ## a small end-to-end run
 	@$(PY) tools/demo.py
 
+# The tests of parity, for the given markers; without their environment the rest still counts.
+define parity
+	@if tools/setup_peers.sh --quiet; then $(VENV_PEERS)/bin/python -m pytest tests/parity -m '$(1)'; \
+	else echo 'SKIPPED tests/parity: $(VENV_PEERS) could not be prepared, for the reason above'; fi
+endef
+
 test: ready  ## the fast tests
-	@$(PY) -m pytest -m 'not slow'
+	@$(PY) -m pytest -m 'not slow' --ignore tests/parity
+	$(call parity,not slow)
 
 test-all: ready  ## every test
-	@$(PY) -m pytest -m ''
+	@$(PY) -m pytest -m '' --ignore tests/parity
+	$(call parity,)
 
 lint: ready  ## style checks
 	@$(PY) -m ruff check
@@ -44,6 +57,6 @@ format: ready  ## apply the style
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-clean:  ## remove caches and build products (not .venv, work_dirs or data)
+clean:  ## remove caches and build products (not .venv*, work_dirs or data)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,6 +1,5 @@
 """RetinaNet with PoolFormer-S12, attention in stages 3 and 4."""
 
 _base_ = '../retinanet_poolformer_s12.py'
-url = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/metaformer_ppaa_s12_224.pth.tar'
 arch = dict(type='MetaFormer', arch='metaformer_ppaa_s12_224')
-model = dict(backbone=dict(**arch, init_cfg=dict(checkpoint=url)))
+model = dict(backbone=dict(**arch, init_cfg=dict(checkpoint='metaformer_ppaa_s12_224')))

@@ -1,7 +1,8 @@
 """RetinaNet with PoolFormer-S12, a matrix over all tokens in stage 4."""
 
 _base_ = '../retinanet_poolformer_s12.py'
-url = 'https://github.com/sail-sg/poolformer/releases/download/v1.0/metaformer_pppf_s12_224.pth.tar'
 fc = dict(type='SpatialMLP', interpolate=True)
 mixers = ['Pooling', 'Pooling', 'Pooling', dict(resolution=(7, 7), **fc)]
-model = dict(backbone=dict(token_mixers=mixers, init_cfg=dict(checkpoint=url)))
+model = dict(
+    backbone=dict(token_mixers=mixers, init_cfg=dict(checkpoint='metaformer_pppf_s12_224'))
+)

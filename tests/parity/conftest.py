@@ -1,0 +1,74 @@
+"""Independent implementations of our networks ("peers"), each by the fixture of its name.
+
+They are in an environment of their own, .venv-peers, which `make test` prepares; in any other the
+tests skip. A peer that is installed but can't be imported is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+
+@cache
+def _make_torchvision_importable() -> torch.library.Library | None:
+    """Let torchvision's CUDA build be imported beside a CPU torch, where its operators don't load.
+
+    The import needs the schemas of two of them, which last as long as what this returns.
+    """
+    try:
+        import_module('torchvision')
+    except RuntimeError:
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        return library
+    return None
+
+
+def _peer(package: str, module: str) -> ModuleType:
+    if find_spec(package) is None:
+        pytest.skip(f'{package} is not installed here; `make peers` installs it in .venv-peers')
+    _make_torchvision_importable()
+    return import_module(module)
+
+
+@pytest.fixture(scope='session')
+def timm() -> ModuleType:
+    return _peer('timm', 'timm.models.metaformer')
+
+
+@pytest.fixture(scope='session')
+def transformers() -> ModuleType:
+    return _peer('transformers', 'transformers')
+
+
+@pytest.fixture(scope='session')
+def mmpretrain() -> ModuleType:
+    return _peer('mmpretrain', 'mmpretrain.models.backbones')
+
+
+@pytest.fixture(scope='session')
+def randomise() -> Callable[[nn.Module], None]:
+    """Draw parameters that keep a deep network's features of order 1 and hide no branch."""
+
+    @torch.no_grad()
+    def draw(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if name.endswith('matrix'):  # of random mixing
+                parameter.copy_(torch.randn_like(parameter).mul(2).softmax(dim=-1))
+            elif parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            elif name.endswith('bias'):
+                parameter.normal_(std=0.5)
+            else:  # of a norm, a layer scale, a residual scale or StarReLU
+                parameter.uniform_(0.5, 1.5)
+
+    return draw

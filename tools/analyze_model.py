@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Print a backbone's parameters, multiply-accumulates and memory kept for backward, by stage.
+
+The counts are of the backbone with its output norms; published ones are of ImageNet classifiers.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.analysis import analyze, format_table
+from engine.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('target', metavar='CONFIG|PRESET', help='a config, or e.g. poolformer_s12')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        default=(224, 224),
+        metavar=('H', 'W'),
+        help='of the image in pixels (224 224)',
+    )
+    parser.add_argument('--json', action='store_true', help='print JSON, sizes in bytes')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # The toolboxes print while they are imported; standard output is for the result alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        analysis = analyze(args.target, args.size)
+    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_table(analysis))
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

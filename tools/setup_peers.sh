@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Prepares $VENV_PEERS, where tests/parity compares our backbones with timm's, Hugging Face's and mmpretrain's, on a CPU.
+# Interrupt it at will: run again, it resumes. `--quiet` prints nothing when there is nothing to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3} VENV=${VENV_PEERS:-.venv-peers}
+say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
+die() { printf 'peers: %s\n' "$*" >&2; exit 1; }
+trap 'echo; die "interrupted: the same command resumes"' INT TERM
+
+stamp=$VENV/.peers-$(cat requirements/{peers,constraints-cpu}.txt tools/setup_peers.sh | sha256sum | cut -c-12)
+finish_if_ready() {
+  [[ -f $stamp && -x $VENV/bin/python ]] || return 0
+  [[ ${1:-} == --quiet ]] || echo "$VENV is ready"
+  exit 0
+}
+finish_if_ready "$@"
+
+mkdir -p "$VENV"
+exec 9>"$VENV/.setup.lock"
+flock -n 9 || { say "another set-up works on $VENV: waiting for it"; flock 9; finish_if_ready "$@"; }
+python=$(cd "$VENV" && pwd)/bin/python
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+  say "creating $VENV, where the tests compare with other implementations"
+  "$PYTHON" -m venv "$VENV" || die "cannot create $VENV with $PYTHON: remove $VENV and run again"
+fi
+# pip writes INSTALLER and RECORD last: a distribution with neither is half there, yet pip would take it for installed
+for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
+  [[ -f $info/INSTALLER || -f $info/RECORD ]] || rm -r "$info"
+done
+
+# few retries: without a network the tests go on, and say that they skip
+pip() {
+  "$python" -m pip install --quiet --retries 1 --timeout 15 "$@" || die "pip could not install $what, see above"
+}
+torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
+
+wanted=$(sed -n 's/^torch==//p' requirements/constraints-cpu.txt) torch=$(torch_version || true)
+if [[ ${torch%+*} != "$wanted" ]]; then
+  what=torch
+  say "installing torch $wanted for the CPU"
+  pip --no-deps -r requirements/constraints-cpu.txt
+  torch=$(torch_version)
+fi
+[[ $torch == *+cpu || $(uname) != Linux ]] ||
+  die "torch $torch is not a CPU build, and would bring gigabytes of CUDA libraries: when download.pytorch.org" \
+    "is in reach, remove $VENV and run again"
+echo "torch==$torch" >"$VENV/torch.txt"
+
+what='what requirements/peers.txt names'
+say 'installing timm, transformers and mmpretrain'
+pip --constraint "$VENV/torch.txt" torch -r requirements/build.txt
+# mmpretrain needs mmcv, but none of its operators, and these can't be left out of its build
+mmcv=$(grep '^onedl-mmcv==' requirements/stack-onedl.txt) site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+if [[ ! -d $site/onedl_mmcv.egg-info ]]; then
+  source=$VENV/mmcv-source
+  rm -rf "$source"
+  "$python" -m pip download --quiet --retries 1 --timeout 15 --no-deps --no-build-isolation --no-binary :all: \
+    --dest "$source" "$mmcv" || die "pip could not download $mmcv, see above"
+  tar -xzf "$source"/*.tar.gz -C "$source" --strip-components 1
+  rm -rf "$site/mmcv"
+  mv "$source"/{mmcv,onedl_mmcv.egg-info} "$site"  # mmcv reads its version from the metadata
+  rm -r "$source"
+fi
+pip --no-deps -r requirements/peers.txt
+pip --constraint "$VENV/torch.txt" torch -r requirements/peers.txt
+[[ $(torch_version) == "$torch" ]] || die "torch changed from $torch to $(torch_version): remove $VENV and run again"
+rm -f "$VENV"/.peers-*
+touch "$stamp"
+say "$VENV is ready"
