@@ -46,6 +46,8 @@ def load_config(
         raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
     cfg = Config.fromfile(path)
     scope = cfg.get('default_scope')
+    if scope is None:
+        raise UserError(f'config {path} has no default_scope (mmdet or mmseg): is it only a base?')
     if scope in ('mmdet', 'mmseg'):
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(scope)

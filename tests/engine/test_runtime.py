@@ -32,6 +32,11 @@ def test_work_dir(root, monkeypatch):
     assert load_config(demo).work_dir == 'work_dirs/demo/retinanet_poolformer_s12'
 
 
+def test_a_base_is_not_a_config_to_run(root):
+    with pytest.raises(UserError, match=r'ade20k\.py has no default_scope .* only a base'):
+        load_config(str(root / 'configs/_base_/ade20k.py'))
+
+
 def test_amp(root, monkeypatch):
     path = str(root / 'configs/retinanet_poolformer_s12.py')
     # Only our own question is answered so: mmengine's logger would go and look for the device.
