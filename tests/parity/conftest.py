@@ -6,7 +6,7 @@ tests skip. A peer that is installed but can't be imported is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -38,6 +38,15 @@ def _peer(package: str, module: str) -> ModuleType:
         pytest.skip(f'{package} is not installed here; `make peers` installs it in .venv-peers')
     _make_torchvision_importable()
     return import_module(module)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Maps are so small that threads mostly wait for each other, minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='session')
