@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import cv2
@@ -220,7 +221,8 @@ def test_errors_are_one_line(run, root, shapes, tmp_path, tool, arguments, messa
             given.append(argument.format(config=config))
     done = run(tool, *given, cwd=tmp_path)
     assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    # argparse puts the tool's name before its own.
+    errors = re.findall(r'^(?:\w+\.py: )?error: .*$', done.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert message.format(cwd=tmp_path) in errors[0]
     assert 'Traceback' not in done.stderr
