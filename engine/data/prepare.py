@@ -1,0 +1,279 @@
+"""From nothing, from archives or from an unpacked tree to the layout that the configs expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.filesize import decimal
+
+from ..errors import UserError
+from . import tree
+from .archives import Archive, Dataset
+from .download import discard_part, download, md5_of
+from .inside import open_folder
+from .record import differences, forget, is_recorded, is_unchanged, write_record
+from .unpack import compare, unpack
+
+DOWNLOADS = 'downloads'  # beside what the archives unpack to; what lies there is this tool's
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an archive's files come from: its zip file, an unpacked tree, or the network."""
+
+    kind: Literal['zip', 'tree', 'network']
+    place: Path | str
+
+
+def prepare(
+    dataset: Dataset,
+    root: Path,
+    source: Path | None = None,
+    *,
+    mirror: str | None = None,
+    copy: bool = False,
+    keep_archives: bool = False,
+    backoff: float = 1.0,
+) -> None:
+    """Bring a data set to its layout below ``root``, or go on where an earlier call stopped.
+
+    Args:
+        dataset: A row of `archives.DATASETS`.
+        root: The only place that is written to; made if need be.
+        source: A folder with the archives or with the unpacked tree, or one archive; only read.
+            What it does not have is downloaded.
+        mirror: The URL of a folder with the archives, instead of their publisher's.
+        copy: Copy an unpacked tree instead of linking to it.
+        keep_archives: Keep what was downloaded after it is unpacked.
+        backoff: Seconds before a cut download is tried again; see `download.download`.
+
+    Raises:
+        UserError: Something is missing, damaged, refused or in the way, or the disk is full.
+    """
+    with _plain_errors(root):
+        if source is not None:
+            _check_source(dataset, source)
+        pending = {a: s for a in dataset.archives if (s := _pending(a, root, source, mirror))}
+        if not pending and is_unchanged(dataset, root):
+            print(f'{dataset.name} is complete in {root}: nothing to do')
+            return
+        _check_room(pending, root, keep_archives)
+        for archive, origin in pending.items():
+            with open_folder(root, archive.into) as folder:
+                folder.lock()
+                forget(archive, root)
+                _fetch(archive, origin, root, copy, backoff)
+                if not keep_archives:
+                    _remove_download(archive, root)
+        problems = tree.check_contents(dataset, root)
+        problems += [p for a in dataset.archives for p in differences(a, root)]
+        if problems:
+            raise UserError(
+                f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
+                'wrong, or the link to it, and run the same command again'
+            )
+        # A tree that can't be written to needs no record: it is checked again the next time.
+        with suppress(OSError, UserError):
+            for archive in dataset.archives:
+                write_record(archive, root)
+        _print_tree(dataset, root)
+        print(f'{dataset.name} is complete in {root}')
+
+
+def verify(dataset: Dataset, root: Path, source: Path | None = None) -> None:
+    """Check what lies below ``root`` without writing anything.
+
+    Counts; the first bytes of every file; names of images against annotations; number and bytes
+    against the record of the preparation; checksum of every file against the archives that are
+    still there or in ``source``.
+
+    Raises:
+        UserError: Something is missing or damaged; the message lists it.
+    """
+    with _plain_errors(root):
+        problems = tree.check_contents(dataset, root)
+        for archive in dataset.archives:
+            problems += differences(archive, root)
+            path = _find_zip(archive, root, source)
+            if path is None:
+                continue
+            with path.open('rb') as file:
+                found = md5_of(file, f'{path.name}: checksum')
+            if found != archive.md5:
+                problems.append(f'{path} has md5 {found}, not {archive.md5}')
+            elif wrong := compare(path, archive.top, root / archive.into):
+                problems.append(
+                    f'{root / archive.into} has {len(wrong):,} files less or other than {path}, '
+                    f'e.g. {wrong[0]}'
+                )
+        _print_tree(dataset, root)
+        if problems:
+            raise UserError(
+                f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
+                'wrong; without --verify-only this command brings what is missing'
+            )
+        print(f'{dataset.name} is complete in {root}')
+
+
+def _pending(
+    archive: Archive, root: Path, source: Path | None, mirror: str | None
+) -> _Source | None:
+    """Where to take an archive from; None if all its files are there already."""
+    top = root / archive.folder
+    found = tree.measure(archive, top)
+    # A download that was not unpacked to the end may lack files that nothing counts.
+    leftover = root / archive.into / DOWNLOADS / archive.name
+    if not tree.is_short(archive, found) and (is_recorded(archive, root) or not leftover.is_file()):
+        return None
+    short = []
+    for place in _trees(archive, source):
+        if place.is_dir() and not (top.exists() and place.samefile(top)):
+            measured = tree.measure(archive, place)
+            if not tree.is_short(archive, measured):
+                return _Source('tree', place)
+            short += tree.lacking(archive, place, measured)
+    if path := _find_zip(archive, root, source):
+        return _Source('zip', path)
+    if short:
+        raise UserError(
+            f'--from {source} is not complete: {"; ".join(short)}. Complete it, put '
+            f'{archive.name} beside it, or leave --from out to download'
+        )
+    return _Source('network', f'{mirror.rstrip("/")}/{archive.name}' if mirror else archive.url)
+
+
+def _check_source(dataset: Dataset, source: Path) -> None:
+    if not source.exists():
+        raise UserError(f'--from {source} does not exist')
+    for archive in dataset.archives:
+        zips = (source, source / archive.name, source / archive.into / archive.name)
+        if any(path.is_file() and path.name == archive.name for path in zips):
+            return
+        if any(place.is_dir() for place in _trees(archive, source)):
+            return
+    raise UserError(
+        f'--from {source} has nothing of {dataset.name}: neither archives '
+        f'({", ".join(a.name for a in dataset.archives)}) nor unpacked folders '
+        f'({", ".join(f"{a.top}/" for a in dataset.archives)})'
+    )
+
+
+def _trees(archive: Archive, source: Path | None) -> Iterator[Path]:
+    if source is None:
+        return
+    yield source / archive.top
+    yield source / archive.folder
+    if source.resolve().name == archive.top:
+        yield source
+
+
+def _find_zip(archive: Archive, root: Path, source: Path | None) -> Path | None:
+    places = [root / archive.into / DOWNLOADS, root / archive.into]
+    if source is not None:
+        places += [source, source / archive.into]
+        if source.name == archive.name and source.is_file():
+            return source
+    return next((p / archive.name for p in places if (p / archive.name).is_file()), None)
+
+
+def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: float) -> None:
+    """Bring the files of one archive below ``root``."""
+    downloads = f'{archive.into}/{DOWNLOADS}'
+    own = root / downloads / archive.name
+    if origin.kind == 'tree':
+        (_copy if copy else _link)(archive, Path(origin.place), root)
+        return
+    if origin.kind == 'network':
+        print(f'{archive.name}: downloading {decimal(archive.size)} from {origin.place}')
+        with open_folder(root, downloads) as folder:
+            download(str(origin.place), folder, archive.name, archive.md5, backoff)
+        path = own
+    else:
+        path = Path(origin.place)
+        if path != own:  # that one got its name after its checksum held
+            _check_md5(archive, path)
+    print(f'{archive.name}: unpacking {path} to {root / archive.folder}')
+    unpack(path, archive.top, root, archive.into)
+
+
+def _remove_download(archive: Archive, root: Path) -> None:
+    downloads = root / archive.into / DOWNLOADS
+    if downloads.is_dir():
+        with open_folder(root, f'{archive.into}/{DOWNLOADS}') as folder:
+            # In this order: the archive tells a later run that there is something to remove.
+            discard_part(folder, archive.name)
+            folder.remove(archive.name)
+        with suppress(OSError):  # others are in it
+            downloads.rmdir()
+
+
+def _check_md5(archive: Archive, path: Path) -> None:
+    with path.open('rb') as file:
+        found = md5_of(file, f'{path.name}: checksum')
+    if found != archive.md5:
+        raise UserError(
+            f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
+            'file. Download it anew; if you packed it yourself, give --from the unpacked folder'
+        )
+
+
+def _link(archive: Archive, place: Path, root: Path) -> None:
+    top = root / archive.folder
+    if top.is_symlink() or top.exists():
+        raise UserError(
+            f'{top} is there already and is not complete: delete it to link to {place}, or '
+            'complete it from there with --copy'
+        )
+    print(f'{top}: a link to {place.resolve()}')
+    with open_folder(root, archive.into) as folder:
+        folder.link(archive.top, place.resolve())
+
+
+def _copy(archive: Archive, place: Path, root: Path) -> None:
+    print(f'{root / archive.folder}: copying {place}')
+    for files in archive.files:
+        with open_folder(root, f'{archive.folder}/{files.folder}') as folder:
+            tree.copy(files, place, folder)
+
+
+def _check_room(pending: dict[Archive, _Source], root: Path, keep: bool) -> None:
+    """Refuse to begin what can't end; what is there already counts."""
+    unpacked, downloaded = 0, []
+    for archive, origin in pending.items():
+        if origin.kind != 'tree':
+            there = sum(size for _, size in tree.measure(archive, root / archive.folder).values())
+            unpacked += max(0, archive.size - there)
+        if origin.kind == 'network':
+            part = root / archive.into / DOWNLOADS / f'{archive.name}.part'
+            downloaded.append(archive.size - (part.stat().st_size if part.is_file() else 0))
+    need = unpacked + (sum(downloaded) if keep else max(downloaded, default=0))
+    with open_folder(root) as folder:
+        if need > folder.free():
+            raise UserError(
+                f'{_listed(pending)}: about {decimal(need)} are needed in {root}, and '
+                f'{decimal(folder.free())} are free: make room, or give another --root'
+            )
+
+
+def _print_tree(dataset: Dataset, root: Path) -> None:
+    for archive in dataset.archives:
+        top = root / archive.folder
+        print(*tree.describe(top, tree.measure(archive, top)), sep='\n')
+
+
+def _listed(archives: dict[Archive, _Source]) -> str:
+    return ', '.join(archive.name for archive in archives)
+
+
+@contextmanager
+def _plain_errors(root: Path) -> Iterator[None]:
+    """A full disk or a missing permission is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename if isinstance(error.filename, str) else root
+        raise UserError(f'{place}: {error.strerror or error}') from error

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Bring COCO 2017 or ADE20K to the layout that the configs expect; see docs/data.md.
+
+Downloads, or takes what is there already (--from), unpacks and checks. Interrupted at any moment,
+the same command goes on where it stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+from engine.data.archives import DATASETS
+from engine.data.prepare import prepare, verify
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('dataset', choices=DATASETS)
+    parser.add_argument(
+        '--root', type=Path, default=Path('data'), help='the only place written to (data)'
+    )
+    parser.add_argument(
+        '--from',
+        type=Path,
+        dest='source',
+        metavar='DIR_OR_ZIP',
+        help='a folder with the archives or the unpacked data set, or one archive; only read',
+    )
+    parser.add_argument(
+        '--copy', action='store_true', help='copy an unpacked --from instead of linking to it'
+    )
+    parser.add_argument('--mirror', metavar='URL', help='a folder with the archives, to download')
+    parser.add_argument(
+        '--keep-archives', action='store_true', help='keep downloads after they are unpacked'
+    )
+    parser.add_argument(
+        '--verify-only',
+        action='store_true',
+        help='check what is there, write nothing; the exit code is 2 if something is wrong',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    dataset = DATASETS[args.dataset]
+    if args.verify_only:
+        verify(dataset, args.root, args.source)
+        return
+    try:
+        prepare(
+            dataset,
+            args.root,
+            args.source,
+            mirror=args.mirror,
+            copy=args.copy,
+            keep_archives=args.keep_archives,
+        )
+    except KeyboardInterrupt:
+        print('\ninterrupted; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
