@@ -26,7 +26,7 @@ def run_tool(main: Callable[[], None]) -> int:
     try:
         main()
     except (UserError, CheckpointError) as error:
-        if os.environ.get('RANK', '0') == '0':
+        if first_process():
             print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -38,6 +38,12 @@ def run_tool(main: Callable[[], None]) -> int:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    add_config_options(parser)
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -48,7 +54,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
         'data_root=PATH moves every path of the data',
     )
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+
+
+def first_process() -> bool:
+    """Whether this is the first of a job's processes, which torchrun and Slurm number."""
+    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
 
 
 def _key_value(argument: str) -> str:

@@ -50,7 +50,7 @@ def test_good_data_passes(detection, segmentation):
 def test_missing_data_names_the_path_and_how_to_get_it(root, tmp_path, config):
     path = root / f'configs/{config}_poolformer_s12.py'
     cfg = load_config(str(path), {'data_root': str(tmp_path / 'none')})
-    with pytest.raises(UserError, match=r'unpacks to .*data_root=PATH') as caught:
+    with pytest.raises(UserError, match=r'prepare_data.py (coco|ade20k).*data_root=PATH') as caught:
         check_run(cfg, ['train'])
     assert str(tmp_path / 'none') in str(caught.value)
     assert '\n' not in str(caught.value)
@@ -199,6 +199,64 @@ def test_a_mirror_takes_the_place_of_the_network(detection, tmp_path):
     use_mirror(cfg, str(tmp_path))
     assert cfg.model.backbone.init_cfg.checkpoint == str(tmp_path / 'poolformer_s12.pth.tar')
     check_run(cfg, ['train'])
+
+
+def _spoilt(detection, shapes, tmp_path, change):
+    path = _rewritten(shapes, tmp_path, change)
+    return detection(**{'val_dataloader.dataset.ann_file': str(path)})
+
+
+def test_annotation_errors_stop_a_run_in_one_line(detection, shapes, tmp_path):
+    def change(content):
+        content['annotations'][0]['bbox'][1] = float('nan')
+        content['annotations'][1]['category_id'] = 99
+        content['annotations'][2]['category_id'] = 98
+
+    cfg = _spoilt(detection, shapes, tmp_path, change)
+    with pytest.raises(
+        UserError,
+        match=r'changed.json \(val\) has errors: 3, first NaN or infinite: annotation 1 .*unknown '
+        r'category id: annotation 2 .*run tools/verify_data.py .*retinanet_poolformer_s12.py',
+    ) as caught:
+        check_run(cfg, ['val'])
+    assert '\n' not in str(caught.value)
+
+
+def test_only_the_first_process_reads_the_annotations(detection, shapes, tmp_path, monkeypatch):
+    def change(content):
+        content['annotations'][0]['bbox'] = None
+
+    monkeypatch.setenv('RANK', '1')
+    check_run(_spoilt(detection, shapes, tmp_path, change), ['val'])
+
+
+def test_objects_that_training_leaves_out_are_a_remark(detection, shapes, tmp_path, monkeypatch):
+    def change(content):
+        content['annotations'][0]['bbox'][2] = 0
+
+    remarks = []
+    monkeypatch.setattr('engine.preflight.print_log', lambda text, *_, **__: remarks.append(text))
+    check_run(_spoilt(detection, shapes, tmp_path, change), ['val'])
+    (remark,) = remarks
+    assert 'warnings: 1 x box of no area. For the table: tools/verify_data' in remark
+
+
+def test_an_image_that_is_not_there_stops_a_run(detection, shapes, tmp_path):
+    def change(content):
+        content['images'][1]['file_name'] = 'gone.jpg'
+
+    with pytest.raises(UserError, match=r'missing image: \S+/val2017/gone\.jpg: image 2'):
+        check_run(_spoilt(detection, shapes, tmp_path, change), ['val'])
+
+
+def test_labels_outside_the_classes_stop_a_run(segmentation):
+    overrides = {'model.decode_head.num_classes': 3}
+    for split in ('train', 'val'):
+        overrides[f'{split}_dataloader.dataset.metainfo'] = dict(
+            classes=('a', 'b', 'c'), palette=[(0, 0, 0)] * 3
+        )
+    with pytest.raises(UserError, match=r'label outside classes: \S+png: has \[4\]; 3 classes'):
+        check_run(segmentation(**overrides), ['train', 'val'])
 
 
 def test_tiny_coco_passes(root, tiny_coco):

@@ -1,0 +1,130 @@
+"""The kinds of faults that data can have, how grave they are, and the table of those found."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+ERROR, WARNING = 'error', 'warning'
+# An error where masks are trained or evaluated; a box-only run never reads them.
+MASK_ERROR = 'error with masks'
+
+# Error: the run stops, or learns or measures something wrong. Warning: the toolboxes leave the
+# entry out or clip it, or the fault can't be decided. docs/verify_data.md explains each.
+SEVERITIES = {
+    # of a COCO annotation file
+    'annotation file': ERROR,
+    'classes': ERROR,
+    'image entry': ERROR,
+    'duplicate image id': ERROR,
+    'category entry': ERROR,
+    'duplicate category': ERROR,
+    'annotation entry': ERROR,
+    'annotation id': ERROR,
+    'duplicate annotation id': ERROR,
+    'annotation id 0': WARNING,
+    'unknown image id': WARNING,
+    'unknown category id': ERROR,
+    'NaN or infinite': ERROR,
+    'invalid box': ERROR,
+    'box of no area': WARNING,
+    'box outside image': WARNING,
+    'invalid area': ERROR,
+    'area not positive': WARNING,
+    'iscrowd': ERROR,
+    'no mask': MASK_ERROR,
+    'broken polygon': MASK_ERROR,
+    'polygon outside image': WARNING,
+    'broken RLE': MASK_ERROR,
+    # of image files
+    'missing image': ERROR,
+    'unreadable image': ERROR,
+    'wrong image size': ERROR,
+    # of label maps
+    'missing label map': ERROR,
+    'label map without image': WARNING,
+    'unreadable label map': ERROR,
+    'label map channels': ERROR,
+    '16-bit label map': WARNING,
+    'wrong label map size': ERROR,
+    'label outside classes': ERROR,
+    'reduce_zero_label': WARNING,
+    'reduce_zero_label differs': ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: A key of `SEVERITIES`.
+        where: The file, or the entry by its id.
+        detail: What is wrong with it, with the value found.
+        severity: error or warning.
+        entry: For --fix: the list of the annotation file and the index in it, or ('pair', index).
+    """
+
+    kind: str
+    where: str
+    detail: str
+    severity: str
+    entry: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        return f'{self.where}: {self.detail}'
+
+
+def fault(
+    kind: str,
+    where: str,
+    detail: str,
+    entry: tuple[str, int] | None = None,
+    masks: bool = True,
+) -> Fault:
+    """Return a fault with the severity of its kind; `masks` says whether the run uses masks."""
+    severity = SEVERITIES[kind]
+    if severity == MASK_ERROR:
+        severity = ERROR if masks else WARNING
+    return Fault(kind, where, detail, severity, entry)
+
+
+def is_error(fault: Fault) -> bool:
+    """Whether a training must not start with it."""
+    return fault.severity == ERROR
+
+
+def format_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3) -> str:
+    """Return the table of kinds, errors first: data, kind, severity, count, first examples.
+
+    Args:
+        groups: For each set of data its name and its faults.
+        examples: How many faults of a kind are listed, one a line; 0 lists all.
+    """
+    rows = []
+    for name, faults in groups:
+        kinds: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+        for found in faults:
+            kinds[found.severity, found.kind].append(found)
+        for (severity, kind), found in sorted(kinds.items(), key=lambda item: item[0][0]):
+            shown = found[: examples or None]
+            lines = [str(example) for example in shown]
+            if len(found) > len(shown):
+                lines.append(f'... {len(found) - len(shown)} more')
+            rows.append((name, kind, severity, str(len(found)), lines))
+    header = ('data', 'kind', 'severity', 'count')
+    widths = [max([len(row[i]) for row in rows] + [len(header[i])]) for i in range(4)]
+    lines = []
+    for *cells, found in [(*header, ['first examples']), *rows]:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        padded[3] = cells[3].rjust(widths[3])
+        lines.append('  '.join([*padded, found[0]]))
+        lines += [' ' * (sum(widths) + 8) + line for line in found[1:]]
+    return '\n'.join(lines)
+
+
+def short_name(places: Sequence[str]) -> str:
+    """Return e.g. 'val, test' for the loaders' places in the config."""
+    return ', '.join(re.sub(r'_dataloader|_evaluator|\.dataset(?!s)', '', p) for p in places)

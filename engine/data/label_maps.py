@@ -1,0 +1,218 @@
+"""Semantic segmentation: image and label map in pairs, and what their pixels say."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.fileio import list_dir_or_file
+
+from ..errors import UserError
+from .faults import Fault, fault
+from .images import inspect_image, missing_files, read_all
+from .sources import Source, nodes
+
+# A quick check reads this many pairs, evenly spread.
+SAMPLE = 16
+# A class that so many label maps should use, and none does, is missing for a reason.
+_ENOUGH = 5
+
+
+class LabelMaps:
+    """The pairs of one data set, and how its labels are read.
+
+    Attributes:
+        pairs: Paths of images and label maps (None where the data set has none).
+        num_labels: Classes that the label maps number, before metainfo leaves out some.
+        reduce: ``reduce_zero_label``: label 0 becomes ignored, the others go down by one.
+        ignored: Labels that the loss ignores, after that.
+        used: For each label, in how many of the maps it was found.
+    """
+
+    def __init__(self, source: Source, model: Mapping) -> None:
+        dataset = source.dataset
+        self.source = source
+        self.pairs = [(p['img_path'], p.get('seg_map_path')) for p in dataset.load_data_list()]
+        own = dataset.METAINFO.get('classes') if dataset.label_map else None
+        self.num_labels = len(own or dataset.metainfo.get('classes') or ())
+        self.reduce = dataset.reduce_zero_label
+        heads = nodes(model.get('decode_head'))
+        self.ignored = {head.get('ignore_index', 255) for head in heads if 'type' in head} or {255}
+        self.used: Counter[int] = Counter()
+        self.maps_read = 0
+
+    def faults(self, quick: bool, description: str = '') -> list[Fault]:
+        """Check the pairs; a quick check reads only a few of them."""
+        faults = self._config_faults()
+        if not self.pairs:
+            folder = self.source.dataset.data_prefix.get('img_path')
+            suffix = self.source.dataset.img_suffix
+            return [*faults, fault('missing image', str(folder), f'no file here ends in {suffix}')]
+        images, maps = zip(*self.pairs, strict=True)
+        no_image = missing_files(images)
+        no_map = missing_files([path or image for image, path in self.pairs])
+        whole = []
+        for i, (image, label_map) in enumerate(self.pairs):
+            if no_image[i]:
+                faults.append(fault('missing image', image, 'no such file', ('pair', i)))
+            if label_map and no_map[i]:
+                missing = f'the image {image} has none'
+                faults.append(fault('missing label map', label_map, missing, ('pair', i)))
+            if not no_image[i] and not (label_map and no_map[i]):
+                whole.append(i)
+        faults += self._maps_alone(maps)
+        if quick:
+            whole = whole[:: max(1, -(-len(whole) // SAMPLE))]
+        read = partial(
+            _inspect_pair,
+            turn=self.source.turns_images(),
+            backend=self.source.option('imdecode_backend', 'LoadAnnotations') or 'pillow',
+        )
+        results = read_all(read, [self.pairs[i] for i in whole], description)
+        for i, result in zip(whole, results, strict=True):
+            faults += self._pair_faults(i, *result)
+        return faults
+
+    def _config_faults(self) -> list[Fault]:
+        faults = []
+        for place, pipeline in zip(self.source.places, self.source.pipelines, strict=True):
+            for step in nodes(pipeline):
+                said = step.get('reduce_zero_label')
+                if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
+                    detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
+                    faults.append(fault('reduce_zero_label differs', place, detail))
+        return faults
+
+    def _maps_alone(self, maps: Sequence[str | None]) -> Iterable[Fault]:
+        dataset = self.source.dataset
+        folder = dataset.data_prefix.get('seg_map_path')
+        # A list of names takes a part of the folder.
+        if not folder or dataset.ann_file:
+            return
+        paired, suffix = set(maps), dataset.seg_map_suffix
+        for name in sorted(list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)):
+            if (path := os.path.join(folder, name)) not in paired:
+                yield fault('label map without image', path, 'is never read')
+
+    def _pair_faults(
+        self, index: int, size: Any, note: str, shape: Any, dtype: str, labels: list[int]
+    ) -> Iterable[Fault]:
+        image, label_map = self.pairs[index]
+        entry = ('pair', index)
+        if size is None:
+            yield fault('unreadable image', image, note, entry)
+        if label_map is None:
+            return
+        if shape is None:
+            yield fault('unreadable label map', label_map, dtype, entry)
+            return
+        if len(shape) != 2:
+            detail = f'has {shape[2]} channels; a label map has one'
+            yield fault('label map channels', label_map, detail, entry)
+            return
+        if dtype not in ('uint8', 'bool'):
+            detail = f'is {dtype}, and mmseg keeps the lower 8 bits'
+            yield fault('16-bit label map', label_map, detail, entry)
+        if size and (shape[1], shape[0]) != size:
+            detail = f'has {shape[1]}x{shape[0]} pixels, the image {size[0]}x{size[1]}{note}'
+            yield fault('wrong label map size', label_map, detail, entry)
+        self.used.update(labels)
+        self.maps_read += 1
+        outside = [label for label in labels if not self._is_label(label)]
+        if outside and self.num_labels:
+            detail = f'has {outside[:5]}; {self._legal_labels()}'
+            yield fault('label outside classes', label_map, detail, entry)
+
+    def _is_label(self, label: int) -> bool:
+        if self.reduce:
+            label = 255 if label in (0, 255) else label - 1
+        return 0 <= label < self.num_labels or label in self.ignored
+
+    def _legal_labels(self) -> str:
+        first = int(self.reduce)
+        zero = ', 0 unlabelled' if self.reduce else ''
+        ignored = ', '.join(str(label) for label in sorted(self.ignored))
+        return (
+            f'{self.num_labels} classes with reduce_zero_label={self.reduce} are '
+            f'{first} to {self.num_labels - 1 + first}{zero}, ignored {ignored}'
+        )
+
+
+def reduce_zero_label_fault(maps: LabelMaps, others: Sequence[LabelMaps]) -> Fault | None:
+    """Judge `reduce_zero_label` from the labels that are used.
+
+    One label map can't tell whether its 0 is a class. Many of them give a hint: N classes that
+    count from 0 never use N, and classes that count from 1 use it.
+
+    Args:
+        maps: Those of one split, read.
+        others: Those of the other splits with the same classes, which show how often N is used.
+    """
+    last, used, read = maps.num_labels, maps.used, maps.maps_read
+    if last < 2:
+        return None
+    place = ', '.join(maps.source.places)
+    elsewhere = sum(other.used[last] for other in others)
+    if elsewhere:
+        expected = read * elsewhere / sum(other.maps_read for other in others)
+    else:
+        expected = min(used[label] for label in range(last))
+    all_used = all(used[label] for label in range(last))
+    if maps.reduce and all_used and not used[last] and expected >= _ENOUGH:
+        detail = (
+            f'True, but {read} label maps use each of 0 to {last - 1} and never {last}: if 0 is '
+            f'the class {maps.source.dataset.metainfo["classes"][0]!r}, set it to False'
+        )
+        return fault('reduce_zero_label', place, detail)
+    if not maps.reduce and used[last] >= max(2, 0.05 * read) and last not in maps.ignored:
+        detail = (
+            f'False, but {used[last]} of {read} label maps use {last}, one more than the last of '
+            f'{last} classes: if 0 is unlabelled, set it to True in the data set and the pipeline'
+        )
+        return fault('reduce_zero_label', place, detail)
+    return None
+
+
+def write_list(path: Path, maps: LabelMaps, faults: Sequence[Fault]) -> None:
+    """Write the names of the pairs without faults, as mmseg's `ann_file`.
+
+    Raises:
+        UserError: There is none.
+    """
+    dataset = maps.source.dataset
+    bad = {found.entry[1] for found in faults if found.entry}
+    kept = [
+        str(Path(image).relative_to(dataset.data_prefix['img_path']))[: -len(dataset.img_suffix)]
+        for i, (image, _) in enumerate(maps.pairs)
+        if i not in bad
+    ]
+    if not kept:
+        raise UserError(f'{dataset.data_prefix["img_path"]}: no pair is without a fault')
+    path.write_text('\n'.join(kept) + '\n')
+
+
+def _inspect_pair(pair: tuple[str, str | None], turn: bool, backend: str) -> tuple:
+    """Size of the image and a note; shape, dtype and labels of the map, or None and a reason."""
+    size, note = inspect_image(pair[0], turn)
+    if pair[1] is None:
+        return size, note, None, '', []
+    problem = inspect_image(pair[1])
+    if problem[0] is None:
+        return size, note, None, problem[1], []
+    # As mmseg's LoadAnnotations reads it: palette indices stay indices.
+    label_map = mmcv.imfrombytes(Path(pair[1]).read_bytes(), 'unchanged', backend=backend)
+    label_map = label_map.squeeze()
+    labels = _labels(label_map) if label_map.ndim == 2 else []
+    return size, note, label_map.shape, str(label_map.dtype), labels
+
+
+def _labels(label_map: np.ndarray) -> list[int]:
+    if label_map.dtype == np.uint8:  # counting is ten times faster than sorting
+        return np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist()
+    return np.unique(label_map).astype(int).tolist()

@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Verify the data that a config names, and say in one table what is wrong with it.
+
+Exit code: 0 without faults, 1 with any, 2 if the config or the paths are wrong.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import add_config_options, run_tool
+from engine.data.verify import format_report, verify
+from engine.runtime import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--fix',
+        type=Path,
+        metavar='OUT',
+        help='folder for a cleaned copy of each annotation file that has faults',
+    )
+    parser.add_argument(
+        '--examples', type=int, default=3, metavar='N', help='examples of each kind; 0: all (3)'
+    )
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # The toolboxes print while they are imported; standard output is for the result alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        cfg = load_config(args.config, args.cfg_options)
+        results, unread = verify(cfg, fix=args.fix, progress=True)
+    print(format_report(results, unread, args.examples))
+    if any(result.faults for result in results):
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
