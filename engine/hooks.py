@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -13,6 +17,59 @@ from backbones import MetaFormer
 from backbones.checkpoints import CheckpointError
 
 from .loading import fit, own_names, reorder_optimizer
+
+
+def batch_factors(cfg: Config) -> tuple[int, int, int]:
+    """Return processes, images of each, and batches per optimizer step: their product is the batch.
+
+    Args:
+        cfg: The config of a training.
+    """
+    return (
+        get_world_size(),
+        cfg.train_dataloader.batch_size,
+        cfg.optim_wrapper.get('accumulative_counts', 1),
+    )
+
+
+@HOOKS.register_module()
+class BatchReportHook(Hook):
+    """Says at the start of a training what the batch and the learning rate are.
+
+    The rate is the one that the schedule starts from: its warm-up and decay are factors of it.
+    """
+
+    def before_train(self, runner) -> None:
+        processes, images, accumulated = batch_factors(runner.cfg)
+        batch = processes * images * accumulated
+        unit, plural = ('GPU', 's') if torch.cuda.is_available() else ('CPU process', 'es')
+        parts = [f'{processes} {unit}{plural * (processes > 1)}']
+        parts += [f'{images} image{"s" * (images > 1)}']
+        parts += [f'{accumulated} accumulated'] if accumulated > 1 else []
+        rates = Counter()
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            rates[group.get('initial_lr', group['lr'])] += len(group['params'])
+        listed = ', '.join(
+            f'{rate:.3g}' + (f' ({tensors} tensors)' if len(rates) > 1 else '')
+            for rate, tensors in sorted(rates.items(), reverse=True)
+        )
+        scaling = runner.auto_scale_lr or {}
+        base = scaling.get('base_batch_size')
+        origin = ''
+        if runner._resume and runner._has_loaded:
+            origin = ", the checkpoint's own"
+        elif scaling.get('enable'):
+            origin = ', as scaled from the base batch'
+        runner.logger.info(
+            f'Batch: {" x ".join(parts)} = {batch}. '
+            f'Base batch of the config: {base or "not given"}. LR: {listed}{origin}'
+        )
+        if base and batch != base and not origin:
+            scaled = ', '.join(f'{rate * batch / base:.3g}' for rate in sorted(rates, reverse=True))
+            runner.logger.warning(
+                f'The LR is for batch {base}, the batch is {batch}: --auto-scale-lr would make it '
+                f'{scaled}'
+            )
 
 
 @HOOKS.register_module()

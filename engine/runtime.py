@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import math
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,15 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed
-from mmengine.registry import init_default_scope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import METRICS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from backbones.checkpoints import localise, read_checkpoint
 
 from .errors import UserError
+from .hooks import BatchReportHook, batch_factors
 from .overrides import apply_overrides
 from .preflight import pretrained_cfgs
 
@@ -74,6 +79,20 @@ def enable_lr_scaling(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+class ScalingRunner(Runner):
+    """mmengine's Runner, with accumulated batches counted when the learning rate is scaled."""
+
+    def scale_lr(
+        self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None
+    ) -> None:
+        """Scale the learning rate linearly; called before the schedules are built from it."""
+        if auto_scale_lr and auto_scale_lr.get('enable'):
+            ratio = math.prod(batch_factors(self.cfg)) / auto_scale_lr['base_batch_size']
+            # Beside the optimizer's groups, the wrapper has the one whose rate the log shows.
+            for group in optim_wrapper.param_groups:
+                group['lr'] *= ratio
+
+
 def use_mirror(cfg: Config, mirror: str | None) -> None:
     """Take released weights from a folder or URL that has them instead of from the network.
 
@@ -116,16 +135,44 @@ def build_runner(cfg: Config) -> Runner:
     Every checkpoint that the run loads from a file is read by `backbones.checkpoints`.
 
     Raises:
-        UserError: The launcher does not fit: torchrun's without torchrun, a cluster's without GPUs.
+        UserError: The launcher does not fit: torchrun's without torchrun, Slurm's without srun,
+            MPI's without GPUs; or an evaluator's package is not installed.
     """
-    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UserError('--launcher pytorch is for torchrun: start with tools/dist_train.sh')
+    for launcher, variable, remedy in (
+        ('pytorch', 'RANK', 'is for torchrun: start with tools/dist_train.sh'),
+        ('slurm', 'SLURM_PROCID', "is for Slurm's srun: start with tools/slurm_train.sh"),
+    ):
+        if cfg.launcher == launcher and variable not in os.environ:
+            raise UserError(f'--launcher {launcher} {remedy}')
+    _check_evaluators(cfg)
     notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
     CheckpointLoader.register_scheme('', read_checkpoint, force=True)
-    runner = Runner.from_cfg(cfg)
+    runner = ScalingRunner.from_cfg(cfg)
+    runner.register_hook(BatchReportHook())
     for note in notes:
         runner.logger.info(note)
     return runner
+
+
+def _check_evaluators(cfg: Config) -> None:
+    """Refuse FasterCocoMetric where it can't run: it would only say so after the first epoch."""
+    for split in ('val', 'test'):
+        metrics = cfg.get(f'{split}_evaluator') or []
+        for metric in [metrics] if isinstance(metrics, dict) else metrics:
+            if metric.get('type') != 'FasterCocoMetric':
+                continue
+            with METRICS.switch_scope_and_registry(None) as registry:
+                known = 'FasterCocoMetric' in registry
+            if not known:
+                raise UserError(
+                    f'{split}_evaluator: the installed mmdet has no FasterCocoMetric (the '
+                    "maintained line's has); take type=CocoMetric"
+                )
+            if importlib.util.find_spec('faster_coco_eval') is None:
+                raise UserError(
+                    f'{split}_evaluator: FasterCocoMetric needs faster-coco-eval: '
+                    "pip install 'faster-coco-eval>=1.8,<2', or take type=CocoMetric"
+                )
 
 
 def _adapt_to_cpu(cfg: Config) -> list[str]:
@@ -136,13 +183,15 @@ def _adapt_to_cpu(cfg: Config) -> list[str]:
             f'No GPU: SyncBN (in {", ".join(converted)}) is replaced by BN, whose statistics are '
             'of one process alone.'
         )
-    if cfg.launcher in ('slurm', 'mpi'):
+    if cfg.launcher == 'mpi':
         raise UserError(
-            f'--launcher {cfg.launcher} needs GPUs and torch sees none; make doctor says why. '
+            '--launcher mpi needs GPUs and torch sees none; make doctor says why. '
             'CPU processes are started by tools/dist_train.sh'
         )
-    if cfg.launcher == 'pytorch' and not is_distributed():
-        # mmengine's own launcher calls torch.cuda.set_device whatever the backend.
+    if cfg.launcher != 'none' and not is_distributed():
+        if cfg.launcher == 'slurm':
+            _adopt_slurm_variables()
+        # mmengine's own launchers call torch.cuda.set_device whatever the backend.
         torch.distributed.init_process_group('gloo')
     if cfg.launcher != 'none':
         wrapper = cfg.get('model_wrapper_cfg') or {}
@@ -151,6 +200,18 @@ def _adapt_to_cpu(cfg: Config) -> list[str]:
         ) | dict(wrapper)
         notes.append('No GPU: the processes talk through gloo.')
     return notes
+
+
+def _adopt_slurm_variables() -> None:
+    """Tell torch.distributed what Slurm tells; the first node of the job is the master."""
+    os.environ['RANK'] = os.environ['SLURM_PROCID']
+    os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
+    os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in os.environ:
+        command = ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']]
+        nodes = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        os.environ['MASTER_ADDR'] = nodes.split()[0]
 
 
 def _replace_sync_bn(node: Any, place: str = 'model') -> list[str]:

@@ -53,14 +53,25 @@ def test_amp(root, monkeypatch):
         load_config(path, prepare=[enable_amp])
 
 
-def test_lr_scaling(demo, root):
-    cfg = demo(prepare=[enable_lr_scaling], overrides={'train_dataloader.batch_size': 4})
+@pytest.mark.parametrize(('processes', 'images', 'accumulated'), [(1, 4, 1), (2, 3, 1), (2, 3, 4)])
+def test_lr_scaling(demo, monkeypatch, processes, images, accumulated):
+    cfg = demo(
+        prepare=[enable_lr_scaling],
+        overrides={
+            'train_dataloader.batch_size': images,
+            'optim_wrapper.accumulative_counts': accumulated,
+            'auto_scale_lr.base_batch_size': 8,
+        },
+    )
     runner = build_runner(cfg)
-    assert runner.train_loop.max_epochs == cfg.train_cfg.max_epochs
+    monkeypatch.setattr('engine.hooks.get_world_size', lambda: processes)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    expected = cfg.optim_wrapper.optimizer.lr * 4 / cfg.auto_scale_lr.base_batch_size
+    expected = cfg.optim_wrapper.optimizer.lr * processes * images * accumulated / 8
     assert runner.optim_wrapper.get_lr()['lr'] == [pytest.approx(expected)]
+    # A schedule's factors are of the scaled rate.
+    for scheduler in runner.build_param_scheduler(runner.param_schedulers):
+        assert scheduler.base_values == [pytest.approx(expected)]
 
 
 def test_lr_scaling_needs_a_base_batch(demo):
@@ -79,18 +90,63 @@ def test_sync_bn_is_converted_without_a_gpu(demo):
     assert torch.nn.BatchNorm2d in kinds
 
 
-@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
-def test_cluster_launchers_need_gpus(demo, launcher):
+def test_mpi_needs_gpus(demo):
     if torch.cuda.is_available():
         pytest.skip('this machine has a GPU')
-    with pytest.raises(UserError, match=f'--launcher {launcher} needs GPUs'):
+    with pytest.raises(UserError, match='--launcher mpi needs GPUs'):
+        build_runner(demo(launcher='mpi'))
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variable', 'script'),
+    [('pytorch', 'RANK', 'dist_train'), ('slurm', 'SLURM_PROCID', 'slurm_train')],
+)
+def test_a_launcher_needs_its_starter(demo, monkeypatch, launcher, variable, script):
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=rf'start with tools/{script}\.sh'):
         build_runner(demo(launcher=launcher))
 
 
-def test_torchruns_launcher_needs_torchrun(demo, monkeypatch):
-    monkeypatch.delenv('RANK', raising=False)
-    with pytest.raises(UserError, match=r'start with tools/dist_train\.sh'):
-        build_runner(demo(launcher='pytorch'))
+FASTER = {f'{split}_evaluator.type': 'FasterCocoMetric' for split in ('val', 'test')}
+
+
+def _needs_faster_metric(demo):
+    """Skip, with the reason, where the toolbox has no such metric."""
+    from mmdet.registry import METRICS
+
+    demo()
+    if 'FasterCocoMetric' not in METRICS:
+        pytest.skip('this mmdet has no FasterCocoMetric')
+
+
+def test_the_faster_evaluator_is_an_override(demo):
+    _needs_faster_metric(demo)
+    pytest.importorskip('faster_coco_eval')
+    runner = build_runner(demo(overrides=FASTER))
+    [metric] = runner.build_evaluator(runner.cfg.val_evaluator).metrics
+    assert type(metric).__name__ == 'FasterCocoMetric'
+
+
+@pytest.mark.parametrize('as_list', [False, True])
+def test_the_faster_evaluator_needs_its_package(demo, monkeypatch, as_list):
+    _needs_faster_metric(demo)
+    cfg = demo(overrides=FASTER)
+    if as_list:
+        cfg.val_evaluator = [cfg.val_evaluator]
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'faster-coco-eval>=1\.8,<2'"):
+        build_runner(cfg)
+
+
+def test_the_faster_evaluator_needs_an_mmdet_that_has_it(demo, monkeypatch):
+    from mmdet.registry import METRICS
+
+    cfg = demo()
+    cfg.val_evaluator.type = 'FasterCocoMetric'
+    others = {name: m for name, m in METRICS.module_dict.items() if name != 'FasterCocoMetric'}
+    monkeypatch.setattr(METRICS, '_module_dict', others)
+    with pytest.raises(UserError, match='mmdet has no FasterCocoMetric'):
+        build_runner(cfg)
 
 
 def test_a_run_never_unpickles_a_checkpoint(demo, tmp_path, monkeypatch):

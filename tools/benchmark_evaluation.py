@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Time both COCO evaluators on generated detections, side by side, and compare their numbers.
+
+What is timed is what a test does after the last image: from detections to the table of AP.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdet.utils import register_all_modules
+from rich.progress import track
+
+from engine.cli import run_tool
+from engine.evaluation import Content, evaluate, generate_detections, write_ground_truth
+
+EVALUATORS = ('CocoMetric', 'FasterCocoMetric')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--images', type=int, default=Content.images, help='number of images')
+    parser.add_argument('--detections', type=int, default=Content.detections, help='of an image')
+    parser.add_argument('--repeat', type=int, default=3, help='runs of each (3)')
+    parser.add_argument('--seed', type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    register_all_modules()
+    content = Content(images=args.images, detections=args.detections)
+    seconds, numbers = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        annotations = Path(folder, 'annotations.json')
+        truth = write_ground_truth(annotations, content, args.seed)
+        samples = generate_detections(truth, content, args.seed)
+        # In turn, so that what else the machine does falls on both alike.
+        turns = [(m, e) for m in ('bbox', 'segm') for _ in range(args.repeat) for e in EVALUATORS]
+        for turn in track(turns, 'evaluating'):
+            metric, evaluator = turn
+            numbers[turn], taken = evaluate(evaluator, annotations, samples, metric)
+            seconds.setdefault(turn, []).append(taken)
+    count = sum(len(sample['pred_instances']['scores']) for sample in samples)
+    print(
+        f'{args.images} images, {len(truth["annotations"])} objects, {count} detections, '
+        f'{content.categories} categories; processor time, median of {args.repeat} runs'
+    )
+    print(f'{"":8}{EVALUATORS[0]:>14}{EVALUATORS[1]:>20}{"ratio":>8}   largest difference')
+    for metric in ('bbox', 'segm'):
+        first, second = (statistics.median(seconds[metric, e]) for e in EVALUATORS)
+        one, other = (numbers[metric, e] for e in EVALUATORS)
+        difference = max(abs(one[key] - other[key]) for key in one)
+        print(
+            f'{metric:8}{first:>12.1f} s{second:>18.1f} s{first / second:>8.1f}'
+            f'   {difference:.3f} (AP {one[f"coco/{metric}_mAP"]:.3f})'
+        )
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Draw what the network sees: images after augmentation, with boxes, masks or label maps."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.progress import track
+
+from engine.browse import draw_samples
+from engine.cli import add_config_options, run_tool
+from engine.runtime import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('out', metavar='OUT', help='folder of the pictures')
+    parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
+    parser.add_argument('--number', type=int, default=20, metavar='N', help='of pictures (20)')
+    parser.add_argument('--seed', type=int, default=0, help='another number, other pictures (0)')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    pictures = draw_samples(cfg, args.out, args.split, args.number, args.seed)
+    count = sum(1 for _ in track(pictures, 'drawing', total=args.number))
+    print(f'{count} pictures in {args.out}')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

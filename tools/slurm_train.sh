@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of tools/train.py]
+# Set GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS and PORT (29500) to change them.
+# Nodes without GPUs: SRUN_ARGS=--gres=none, and GPUS counts processes.
+set -euo pipefail
+[ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+partition=$1 job_name=$2 config=$3
+shift 3
+# mmdet's script has the work directory here, mmseg's does not.
+work_dir=()
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+    work_dir=(--work-dir "$1")
+    shift
+fi
+exec "$(dirname "$0")/slurm_launch.sh" "$partition" "$job_name" \
+    train.py "$config" "${work_dir[@]}" "$@"
