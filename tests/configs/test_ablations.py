@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from backbones.weights import RELEASED
-from engine.runtime import load_config
 
 ATTENTION = {'token_mixers', 'norm', 'position_embeddings'}
 # What each config changes of the base's Arch, and the released weights it starts from.
@@ -36,12 +33,6 @@ ABLATIONS = {
     'pppf': ({'token_mixers'}, 'metaformer_pppf_s12_224'),
     'ppff': ({'token_mixers'}, 'metaformer_ppff_s12_224'),
 }
-
-
-@pytest.fixture(scope='module')
-def load(root):
-    cached = functools.cache(lambda name: load_config(str(root / f'configs/{name}.py')))
-    return lambda name: copy.deepcopy(cached(name))
 
 
 @pytest.fixture(scope='module')

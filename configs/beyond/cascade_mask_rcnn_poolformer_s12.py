@@ -1,0 +1,15 @@
+"""Cascade Mask R-CNN with PoolFormer-S12 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/beyond/cascade_mask_rcnn_poolformer_s12.py 8
+Hardware: 8 GPUs x 2 images. Published box / mask AP: none for this recipe. Ours: not run.
+"""
+
+_base_ = [
+    '../_base_/cascade_mask_rcnn_poolformer.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedule_coco_1x.py',
+    '../_base_/mmdet_runtime.py',
+]
+
+model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='poolformer_s12')))
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

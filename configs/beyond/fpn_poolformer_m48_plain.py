@@ -1,0 +1,19 @@
+"""Semantic FPN with PoolFormer-M48 on ADE20K, tested at sizes that are not multiples of 32.
+
+Command: tools/dist_test.sh configs/beyond/fpn_poolformer_m48_plain.py CHECKPOINT 8
+Hardware: 8 GPUs x 4 images.
+Published mIoU: 42.43 (mmsegmentation's metafile, for its own training; its README prints 41.82).
+Ours: not run.
+"""
+
+_base_ = [
+    '../_base_/fpn_poolformer.py',
+    '../_base_/ade20k_plain.py',
+    '../_base_/schedule_ade20k_40k.py',
+    '../_base_/mmseg_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='m48', init_cfg=dict(type='Pretrained', checkpoint='poolformer_m48')),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

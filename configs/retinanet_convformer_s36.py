@@ -1,0 +1,20 @@
+"""RetinaNet with ConvFormer-S36 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/retinanet_convformer_s36.py 8
+Hardware: 8 GPUs x 2 images. Published box AP: none for this recipe. Ours: not run.
+"""
+
+_base_ = [
+    '_base_/retinanet_poolformer.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/schedule_coco_1x.py',
+    '_base_/mmdet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        type='ConvFormer',
+        arch='s36',
+        init_cfg=dict(type='Pretrained', checkpoint='convformer_s36'),
+    ),
+)

@@ -1,0 +1,17 @@
+"""RetinaNet with PoolFormer-M48 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/retinanet_poolformer_m48.py 8
+Hardware: 8 GPUs x 2 images. Published box AP: none for this recipe. Ours: not run.
+"""
+
+_base_ = [
+    '_base_/retinanet_poolformer.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/schedule_coco_1x.py',
+    '_base_/mmdet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='m48', init_cfg=dict(type='Pretrained', checkpoint='poolformer_m48')),
+    neck=dict(in_channels=[192, 384, 768]),
+)

@@ -1,0 +1,16 @@
+"""RetinaNet with PoolFormer-S24 on COCO, 1x schedule.
+
+Command: tools/dist_train.sh configs/retinanet_poolformer_s24.py 8
+Hardware: 8 GPUs x 2 images. Published box AP: 38.9 (arXiv 2111.11418, Table 3). Ours: not run.
+"""
+
+_base_ = [
+    '_base_/retinanet_poolformer.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/schedule_coco_1x.py',
+    '_base_/mmdet_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='s24', init_cfg=dict(type='Pretrained', checkpoint='poolformer_s24')),
+)

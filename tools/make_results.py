@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Make docs/results.md from the configs and configs/metafile.yml.
+
+With --measure, first count the parameters and multiply-accumulates of every model that the metafile
+lists and write them into it: needed after a model was added or changed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rich.progress import track
+
+from engine.cli import run_tool
+from engine.results import PAGE, format_page, load_metafile, measure, write_metafile
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--measure', action='store_true', help='count anew what each model costs (minutes)'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    metafile = load_metafile(ROOT)
+    if args.measure:
+        for model in track(metafile['Models'], description='measuring'):
+            model['Metadata'] |= measure(ROOT / model['Config'])
+        write_metafile(ROOT, metafile)
+    (ROOT / PAGE).write_text(format_page(ROOT, metafile))
+    print(f'{PAGE}: {len(metafile["Models"])} models')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
