@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import ops
+from .norms import ModifiedLayerNorm
+from .token_mixers import Pooling
 
 
 class Scale(nn.Module):
@@ -27,11 +32,15 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        factor = self.draw(x)
+        return x if factor is None else x * factor.view(-1, 1, 1, 1)
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Draw what multiplies the branch of each sample of x, (B,); None for 1."""
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep)
-        return x * (mask / keep)
+        return x.new_empty(x.shape[0]).bernoulli_(keep) / keep
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.4g}'
@@ -46,6 +55,7 @@ class ChannelMLP(nn.Module):
         self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1, bias=bias)
         self.act = activation
         self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1, bias=bias)
+        self.fusable = type(activation) is nn.GELU and activation.approximate == 'none'
         for conv in (self.fc1, self.fc2):
             nn.init.trunc_normal_(conv.weight, std=0.02)
             if bias:
@@ -58,7 +68,8 @@ class ChannelMLP(nn.Module):
 class MetaFormerBlock(nn.Module):
     """One block: token mixer and channel MLP, each normalised first and added to its input.
 
-    Equations 2 and 3 of arXiv 2111.11418, with layer scale, residual scale and drop path.
+    Equations 2 and 3 of arXiv 2111.11418, with layer scale, residual scale and drop path. Branches
+    that `backbones.ops` has as one operator are computed by it.
 
     Args:
         dim: Channels C.
@@ -69,7 +80,14 @@ class MetaFormerBlock(nn.Module):
         res_scale_init: Initial factor of both residuals; None for no residual scale.
         residual: Whether each branch is added to its input.
         drop_path: Probability that a sample skips a branch, in [0, 1).
+
+    Attributes:
+        path: As in `backbones.ops.use`.
+        recompute_mlp: Compute the MLP's hidden activations again in backward.
     """
+
+    path = 'auto'
+    recompute_mlp = False
 
     def __init__(
         self,
@@ -99,14 +117,58 @@ class MetaFormerBlock(nn.Module):
             self.layer_scale2 = scale(layer_scale_init)
             self.res_scale2 = scale(res_scale_init if residual else None)
 
+        plain = residual and res_scale_init is None and type(self.norm1) is ModifiedLayerNorm
+        pools = isinstance(token_mixer, Pooling) and token_mixer.pool_size == 3
+        self.fuses_mixing = plain and pools
+        self.fuses_mlp = plain and mlp is not None and mlp.fusable
+
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
-        x = self._add(self.res_scale1(x), branch)
+        mixing, mlp = self.paths(x.device.type)
+        x = self._mixing(x) if mixing == 'reference' else self._fused_mixing(x)
         if self.mlp is not None:
-            branch = self.layer_scale2(self.mlp(self.norm2(x)))
-            x = self._add(self.res_scale2(x), branch)
+            x = self._mlp(x) if mlp == 'reference' else self._fused_mlp(x)
         return x  # (B, C, H, W)
+
+    def paths(self, device_type: str) -> tuple[str, str]:
+        """Return which path of `backbones.ops` the two branches take on a type of device."""
+        path = ops.resolve(self.path, device_type)
+        return (
+            path if self.fuses_mixing else 'reference',
+            path if self.fuses_mlp else 'reference',
+        )
+
+    def _mixing(self, x: Tensor) -> Tensor:
+        branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
+        return self._add(self.res_scale1(x), branch)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        if self.recompute_mlp and torch.is_grad_enabled():
+            branch = checkpoint(lambda x: self.mlp(self.norm2(x)), x, use_reentrant=False)
+        else:
+            branch = self.mlp(self.norm2(x))
+        return self._add(self.res_scale2(x), self.layer_scale2(branch))
 
     def _add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
         branch = self.drop_path(branch)
         return shortcut + branch if self.residual else branch
+
+    def _fused_mixing(self, x: Tensor) -> Tensor:
+        norm, scale = self.norm1, getattr(self.layer_scale1, 'scale', None)
+        drop = self.drop_path.draw(x)
+        return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.path)
+
+    def _fused_mlp(self, x: Tensor) -> Tensor:
+        return ops.norm_mlp(
+            x,
+            self.norm2.weight,
+            self.norm2.bias,
+            self.mlp.fc1.weight,
+            self.mlp.fc1.bias,
+            self.mlp.fc2.weight,
+            self.mlp.fc2.bias,
+            getattr(self.layer_scale2, 'scale', None),
+            self.drop_path.draw(x),
+            self.norm2.eps,
+            self.recompute_mlp,
+            self.path,
+        )

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
+from . import ops
+
 NORMS = Registry('norm')
 
 
@@ -21,12 +23,20 @@ class ModifiedLayerNorm(nn.GroupNorm):
         dim: Channels C.
         eps: Added to the variance.
         bias: Whether each channel has a learned shift.
+
+    Attributes:
+        path: As in `backbones.ops.use`.
     """
+
+    path = 'auto'
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__(num_groups=1, num_channels=dim, eps=eps)
         if not bias:
             self.register_parameter('bias', None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.modified_layer_norm(x, self.weight, self.bias, self.eps, self.path)
 
 
 @NORMS.register_module()

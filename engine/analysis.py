@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,15 @@ class Analysis:
         name: The preset or config.
         size: Height and width of the image in pixels.
         stages: A cost for each stage, with the downsampling before and the output norm after it.
+        paths: Which path of `backbones.ops` the token mixing and the MLP of each stage take on the
+            device of the analysis.
         model_parameters: Of the whole detector or segmentor; None for a preset.
     """
 
     name: str
     size: tuple[int, int]
     stages: tuple[Cost, ...]
+    paths: tuple[tuple[str, str], ...]
     model_parameters: int | None
 
     @property
@@ -93,7 +97,9 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
         parameters = [p for module in _stage(backbone, i) for p in module.parameters()]
         frozen = [p for p in parameters if not p.requires_grad]
         stages.append(Cost(_numel(parameters), _numel(frozen), macs[i], saved[i]))
-    return Analysis(target, (height, width), tuple(stages), model_parameters)
+    device = next(backbone.parameters()).device.type
+    paths = tuple(blocks[0].paths(device) for blocks in backbone.stages)
+    return Analysis(target, (height, width), tuple(stages), paths, model_parameters)
 
 
 def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
@@ -107,9 +113,14 @@ def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
         size: Height and width of the image in pixels.
     """
     backbone = copy.deepcopy(backbone).eval()
-    # torch's counter knows the products of attention but not the fused kernel for CPUs, so
-    # attention is spelled out.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+    backbone.set_ops('reference')
+    # torch's counter knows the products of attention but not the fused kernel for CPUs, nor our
+    # operators, so both are spelled out.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+    ):
         return _growth_by_stage(backbone, size, lambda: counter.get_total_flops() // 2)
 
 
@@ -124,7 +135,23 @@ def count_saved_bytes(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
         size: Height and width of the image in pixels.
     """
     backbone = copy.deepcopy(backbone).train()
-    own = {t.untyped_storage().data_ptr() for t in backbone.state_dict().values()}
+    with kept_for_backward(backbone) as total:
+        return _growth_by_stage(backbone, size, total)
+
+
+@contextlib.contextmanager
+def kept_for_backward(module: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count the bytes that what is computed in this context keeps for backward.
+
+    Each storage counts once and as a whole; the module's parameters and buffers do not count.
+
+    Args:
+        module: The one that computes.
+
+    Yields:
+        A function that returns the bytes kept so far.
+    """
+    own = {t.untyped_storage().data_ptr() for t in module.state_dict().values()}
     # Holding the storages keeps their addresses from being used again.
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -135,16 +162,17 @@ def count_saved_bytes(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        return _growth_by_stage(backbone, size, lambda: sum(s.nbytes() for s in kept.values()))
+        yield lambda: sum(s.nbytes() for s in kept.values())
 
 
 def format_table(analysis: Analysis) -> str:
     """Return the analysis as a table to print."""
-    rows = [('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB')]
+    rows = [('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')]
     named = [(str(i), cost) for i, cost in enumerate(analysis.stages, start=1)]
-    for name, cost in [*named, ('backbone', analysis.total)]:
+    paths = [*analysis.paths, ('', '')]
+    for (name, cost), path in zip([*named, ('backbone', analysis.total)], paths, strict=True):
         gmacs, mib = f'{cost.macs / 1e9:.3f}', f'{cost.saved_bytes / 2**20:.1f}'
-        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib))
+        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *path))
     if analysis.model_parameters is not None:
         rows.append(('whole model', f'{analysis.model_parameters:,}', '', '', ''))
     height, width = analysis.size

@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 from backbones import MetaFormer
 from backbones.checkpoints import CheckpointError
 
+from .errors import UserError
 from .loading import fit, own_names, reorder_optimizer
 
 
@@ -120,3 +121,17 @@ class StrictLoadHook(Hook):
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
         checkpoint['state_dict'] = weights
+
+
+@HOOKS.register_module()
+class FuseHook(Hook):
+    """Folds the backbone for inference when a test starts, its weights loaded."""
+
+    def before_test(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not isinstance(model.backbone, MetaFormer):
+            raise UserError(
+                f'--fuse: the backbone {type(model.backbone).__name__} can not be folded'
+            )
+        model.backbone.fuse()
+        runner.logger.info('The backbone is folded: norms and layer scales are in the weights.')

@@ -20,6 +20,9 @@ def parse_args() -> argparse.Namespace:
         '--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)'
     )
     parser.add_argument('--show-dir', help='folder of pictures, ground truth beside prediction')
+    parser.add_argument(
+        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -32,6 +35,8 @@ def main() -> None:
         dump_predictions(cfg, args.out)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
+    if args.fuse:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FuseHook')]
     check_run(cfg, ['test'])
     build_runner(cfg).test()
 

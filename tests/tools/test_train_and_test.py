@@ -144,6 +144,23 @@ def test_segmentation_writes_label_maps_and_pictures(run, root, shapes, trained_
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(truth)
 
 
+def test_a_folded_backbone_predicts_the_same(run, root, shapes, trained_fpn, tmp_path):
+    maps = {}
+    for options in ([], ['--fuse']):
+        folder = tmp_path / f'maps{len(options)}'
+        done = run(
+            'test.py', root / 'configs/demo/fpn_poolformer_s12.py', trained_fpn[0], *options,
+            '--work-dir', 'w', '--out', folder, '--cfg-options', f'data_root={shapes}/ade',
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ('The backbone is folded' in done.stdout + done.stderr) == bool(options)
+        paths = sorted(folder.rglob('*.png'))
+        maps[len(options)] = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
+    assert len(maps[0]) == len(maps[1]) == 4
+    assert np.mean([np.mean(a == b) for a, b in zip(maps[0], maps[1], strict=True)]) > 0.999
+
+
 def test_two_processes_agree(run, root, shapes, tmp_path):
     # Rank 1 writes what it ends with, so that both ranks' parameters can be compared.
     hook = tmp_path / 'every_rank.py'

@@ -1,0 +1,5 @@
+"""Fused operators of the MetaFormer block; `reference` is their specification."""
+
+from .dispatch import PATHS, checked, modified_layer_norm, norm_mlp, pool_mix, resolve, use
+
+__all__ = ['PATHS', 'checked', 'modified_layer_norm', 'norm_mlp', 'pool_mix', 'resolve', 'use']

@@ -1,0 +1,132 @@
+"""What the kernels share: tiles, allocation, launching.
+
+Maps are in channels-last order: pixels x channels for each sample, channels next to each other. A
+program takes some pixels of one sample and some channels of each, so that its loads are whole
+lines of memory and the sample's statistics are scalars to it. Sums over tiles go through a buffer
+with a place for each program, not through atomics: the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Tiling(NamedTuple):
+    """How (batch, pixels, dim) is cut: each program takes STEPS times PIXELS x CHANNELS."""
+
+    shape: tuple[int, int, int]
+    PIXELS: int
+    CHANNELS: int
+    STEPS: int
+
+    @property
+    def strips(self) -> int:
+        """Programs along the pixels of a sample."""
+        return triton.cdiv(self.shape[1], self.PIXELS * self.STEPS)
+
+    @property
+    def programs(self) -> int:
+        """Programs in all."""
+        batch, _, dim = self.shape
+        return batch * self.strips * triton.cdiv(dim, self.CHANNELS)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The kernels' compile-time arguments."""
+        return dict(PIXELS=self.PIXELS, CHANNELS=self.CHANNELS, STEPS=self.STEPS)
+
+    def partials(self, like: Tensor, kinds: int) -> Tensor:
+        """A buffer (kinds, batch, strips, dim) for the sums of each program."""
+        batch, _, dim = self.shape
+        return empty((kinds, batch, self.strips, dim), like.dtype, like.device)
+
+
+def tiling(batch: int, pixels: int, dim: int, elements: int = 4096, steps: int = 1) -> Tiling:
+    """Cut a map into tiles of about so many elements."""
+    channels = channel_block(dim)
+    return Tiling((batch, pixels, dim), max(1, elements // channels), channels, steps)
+
+
+def channel_block(dim: int) -> int:
+    """Channels of a tile: a power of two up to 128 that divides them, if at least 32 does.
+
+    32 channels of bfloat16 are two sectors of memory, the least that a load should take at once.
+    """
+    divisor = min(128, dim & -dim)
+    return divisor if divisor >= 32 else min(128, triton.next_power_of_2(dim))
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate; tests fill it with NaN to see that kernels write what they should."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def empty_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate a channels-last map like x."""
+    batch, dim, height, width = x.shape
+    return empty((batch, height, width, dim), dtype or x.dtype, x.device).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The map with channels next to each other; a copy only if they weren't."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """A channels-last map (B, C, H, W) as (B*H*W, C), without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def launch(kernel: object, programs: int, *arguments: object, **constants: object) -> None:
+    """Run a kernel on the device of its first argument."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **constants)
+
+
+@triton.jit
+def place(pixels, dim, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
+    """Where this program works: its sample, strip, first pixel and channels."""
+    columns = tl.cdiv(dim, CHANNELS)
+    strips = tl.cdiv(pixels, PIXELS * STEPS)
+    program = tl.program_id(0)
+    channels = program % columns * CHANNELS + tl.arange(0, CHANNELS)
+    strip = program // columns % strips
+    return program // columns // strips, strip, strip * PIXELS * STEPS, channels
+
+
+@triton.jit
+def tile(sample, first, channels, pixels, dim, PIXELS: tl.constexpr):
+    """Offsets from the start of the map, and which of them exist, (PIXELS, CHANNELS)."""
+    rows = tl.arange(0, PIXELS)[:, None]
+    # Only the start needs 64 bits.
+    start = (sample.to(tl.int64) * pixels + first) * dim
+    return start + (rows * dim + channels[None, :]), (first + rows < pixels) & (
+        channels[None, :] < dim
+    )
+
+
+@triton.jit
+def per_channel(pointer, channels, dim, missing, wide: tl.constexpr):
+    """A (C,) vector, or where it is None its neutral value."""
+    if pointer is None:
+        return tl.full(channels.shape, missing, wide)
+    return tl.load(pointer + channels, mask=channels < dim, other=0).to(wide)
+
+
+@triton.jit
+def per_sample(pointer, sample, wide: tl.constexpr):
+    """One number of a (B,) vector, or 1 where that is None."""
+    if pointer is None:
+        return tl.full((), 1, wide)
+    return tl.load(pointer + sample).to(wide)
+
+
+@triton.jit
+def normal_cdf(x):
+    """The normal distribution function, which GELU multiplies its input by."""
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

@@ -1,0 +1,273 @@
+"""The channel MLP with the norm before it and the sum after it.
+
+The matrix products are the vendor's; what is between them takes one pass each. Nothing but the
+statistics and, if kept, the hidden tokens before the activation outlives forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import (
+    channels_last,
+    empty,
+    empty_map,
+    launch,
+    normal_cdf,
+    per_channel,
+    per_sample,
+    place,
+    tile,
+    tiling,
+    tokens,
+)
+from .fused_mlp import add_mlp_branch, fits
+from .norm import norm_backward, normalize, statistics
+
+
+def norm_mlp_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    drop: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.norm_mlp`, the statistics (B,) and, if kept, the hidden tokens (T, E).
+
+    The arguments are those of `cpu.norm_mlp_forward`.
+    """
+    batch, dim, height, width = x.shape
+    mean, rstd = statistics(x, eps)
+    out = empty_map(x)
+    if fits(dim, dtype):
+        tokens_kept = batch * height * width if keep else 0
+        hidden = empty((tokens_kept, len(w1)), dtype, x.device)
+        add_mlp_branch(
+            x, mean, rstd, weight, bias, _matrix(w1, dtype), b1, _matrix(w2, dtype), b2, scale,
+            drop, out, hidden if keep else None,
+        )  # fmt: skip
+        return out, mean, rstd, hidden
+    hidden = _first_product(x, mean, rstd, weight, bias, w1, b1, dtype)
+    active = empty(hidden.shape, dtype, x.device) if keep else hidden
+    _launch_over_tokens(_gelu, hidden, active)
+    branch = F.linear(active, _matrix(w2, dtype), _to(b2, dtype))
+    del active
+    cut = tiling(batch, height * width, dim)
+    launch(
+        _add_branch, cut.programs, x, branch, scale, drop, mean, out, height * width, dim,
+        **cut.constants,
+    )  # fmt: skip
+    return out, mean, rstd, hidden if keep else hidden.new_empty(0, len(w1))
+
+
+def norm_mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    scale: Tensor | None,
+    drop: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    hidden: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias, w1, b1, w2, b2 and scale; what is None has one nobody reads.
+
+    The arguments are those of `cpu.norm_mlp_backward`.
+    """
+    grad = channels_last(grad)
+    # With scale in w2, one product serves the gradients of both.
+    scaled_w2 = w2 if scale is None else w2 * scale.view(-1, 1, 1, 1)
+    branch_grad, b2_grad = _branch_gradient(grad, drop, mean, dtype)
+    active_grad = branch_grad @ _matrix(scaled_w2, dtype)  # (T, E)
+    if len(hidden):
+        active = empty(hidden.shape, dtype, x.device)
+    else:
+        active = hidden = _first_product(x, mean, rstd, weight, bias, w1, b1, dtype)
+    b1_grad = _gelu_backward(hidden, active_grad, active, mean)
+    w2_grad = (branch_grad.t() @ active).to(mean.dtype)
+    del active, hidden, branch_grad
+    hidden_grad = active_grad
+    normed = tokens(normalize(x, mean, rstd, weight, bias, dtype))
+    w1_grad = (hidden_grad.t() @ normed).view_as(w1)
+    torch.mm(hidden_grad, _matrix(w1, dtype), out=normed)
+    normed_grad = normed.view(*x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    del active_grad, hidden_grad
+    x_grad, weight_grad, bias_grad = norm_backward(
+        normed_grad, x, mean, rstd, weight, residual=grad
+    )
+    # So far of scale * w2 and scale * b2.
+    scale_grad = (w2_grad * w2.flatten(1)).sum(1)
+    if b2 is not None:
+        scale_grad += b2_grad * b2
+    if scale is not None:
+        w2_grad, b2_grad = w2_grad * scale[:, None], b2_grad * scale
+    w2_grad = w2_grad.view_as(w2)
+    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad, scale_grad
+
+
+def _first_product(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    normed = tokens(normalize(x, mean, rstd, weight, bias, dtype))
+    return F.linear(normed, _matrix(w1, dtype), _to(b1, dtype))
+
+
+def _branch_gradient(
+    grad: Tensor, drop: Tensor | None, mean: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the branch as tokens (T, C) in the products' dtype, and its sum (C,)."""
+    batch, dim, height, width = grad.shape
+    cut = tiling(batch, height * width, dim, elements=2048, steps=8)
+    out, partial = empty_map(grad, dtype), cut.partials(mean, kinds=1)
+    launch(
+        _drop_and_sum, cut.programs, grad, drop, out, partial, height * width, dim,
+        **cut.constants,
+    )  # fmt: skip
+    return tokens(out), partial.sum((0, 1, 2))
+
+
+def _gelu_backward(hidden: Tensor, grad: Tensor, active: Tensor, mean: Tensor) -> Tensor:
+    """Write GELU's output to ``active`` and its input's gradient to ``grad``; return its sum.
+
+    Either tensor may be overwritten while read: every element by the program that read it.
+    """
+    cut = tiling(1, *hidden.shape, elements=2048, steps=8)
+    partial = cut.partials(mean, kinds=1)
+    launch(
+        _gelu_and_gradient, cut.programs, hidden, grad, active, partial, *hidden.shape,
+        **cut.constants,
+    )  # fmt: skip
+    return partial.sum((0, 1, 2))
+
+
+def _launch_over_tokens(kernel: object, source: Tensor, target: Tensor) -> None:
+    cut = tiling(1, *source.shape)
+    launch(kernel, cut.programs, source, target, *source.shape, **cut.constants)
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight of a 1x1 convolution as a matrix."""
+    return weight.flatten(1).to(dtype)
+
+
+def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
+
+
+@triton.jit
+def _wide(x):
+    """In float32, or float64 if it is that already."""
+    return x if x.dtype == tl.float64 else x.to(tl.float32)
+
+
+@triton.jit
+def _gelu(
+    hidden,
+    out,
+    pixels,
+    dim,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
+    h = _wide(tl.load(hidden + where, mask=mask, other=0))
+    tl.store(out + where, h * normal_cdf(h), mask=mask)
+
+
+@triton.jit
+def _gelu_and_gradient(
+    hidden,
+    grad,
+    active,
+    partial,
+    pixels,
+    dim,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    total = tl.zeros((PIXELS, CHANNELS), partial.dtype.element_ty)
+    for step in range(STEPS):
+        where, mask = tile(sample, first + step * PIXELS, channels, pixels, dim, PIXELS)
+        h = _wide(tl.load(hidden + where, mask=mask, other=0))
+        below = normal_cdf(h)
+        density = 0.3989422804014327 * tl.exp(-0.5 * h * h)
+        inner = _wide(tl.load(grad + where, mask=mask, other=0)) * (below + h * density)
+        total += inner
+        tl.store(active + where, h * below, mask=mask)
+        tl.store(grad + where, inner, mask=mask)
+    tl.store(partial + strip * dim + channels, tl.sum(total, axis=0), mask=channels < dim)
+
+
+@triton.jit
+def _drop_and_sum(
+    grad,
+    drop,
+    out,
+    partial,
+    pixels,
+    dim,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    wide = partial.dtype.element_ty
+    sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    factor = per_sample(drop, sample, wide)
+    total = tl.zeros((PIXELS, CHANNELS), wide)
+    for step in range(STEPS):
+        where, mask = tile(sample, first + step * PIXELS, channels, pixels, dim, PIXELS)
+        g = tl.load(grad + where, mask=mask, other=0).to(wide) * factor
+        total += g
+        tl.store(out + where, g, mask=mask)
+    partial += (sample * tl.cdiv(pixels, PIXELS * STEPS) + strip) * dim + channels
+    tl.store(partial, tl.sum(total, axis=0), mask=channels < dim)
+
+
+@triton.jit
+def _add_branch(
+    x,
+    branch,
+    scale,
+    drop,
+    mean,
+    out,
+    pixels,
+    dim,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    wide = mean.dtype.element_ty
+    sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    factor = per_channel(scale, channels, dim, 1, wide) * per_sample(drop, sample, wide)
+    where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
+    y = tl.load(branch + where, mask=mask, other=0).to(wide) * factor[None, :]
+    tl.store(out + where, tl.load(x + where, mask=mask, other=0).to(wide) + y, mask=mask)

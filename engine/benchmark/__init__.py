@@ -1,0 +1,22 @@
+"""Timing the backbones beside other implementations of the same function, within one run."""
+
+from .compete import compete
+from .measure import TASKS, TOLERANCE, Row, Workload, select_device
+from .peers import PEERS
+from .report import as_dict, environment, growth_table, plot, ratio_table, table
+
+__all__ = [
+    'PEERS',
+    'TASKS',
+    'TOLERANCE',
+    'Row',
+    'Workload',
+    'as_dict',
+    'compete',
+    'environment',
+    'growth_table',
+    'plot',
+    'ratio_table',
+    'select_device',
+    'table',
+]

@@ -1,0 +1,142 @@
+"""Other implementations of a preset, doing the same work with the same weights.
+
+The work is four feature maps, each after an output norm. mmpretrain has output norms of its own;
+timm and transformers return the maps before them, so here they get plain copies of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from backbones import MetaFormer
+from backbones.checkpoints import LAYOUTS, to_layout
+
+
+class PeerUnavailable(Exception):
+    """A peer can't take part: the message says which and why."""
+
+
+def build_peer(name: str, preset: str, reference: MetaFormer) -> nn.Module:
+    """Build a peer with our weights; it maps an image to four normalised features.
+
+    Args:
+        name: One of `PEERS`.
+        preset: A name of `backbones.presets.PRESETS`.
+        reference: The preset on the path 'reference'; its weights are copied.
+
+    Raises:
+        PeerUnavailable: Its package is not installed, can't be imported, or lacks the preset.
+    """
+    return PEERS[name](preset, reference)
+
+
+class TimmFeatures(nn.Module):
+    """timm's features with output norms."""
+
+    def __init__(self, model: nn.Module, norms: nn.ModuleDict) -> None:
+        super().__init__()
+        self.model, self.norms = model, norms
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.model.forward_intermediates(image, intermediates_only=True)
+        return tuple(norm(x) for norm, x in zip(self.norms.values(), features, strict=True))
+
+
+class HuggingFaceFeatures(nn.Module):
+    """transformers' features with output norms."""
+
+    def __init__(self, model: nn.Module, norms: nn.ModuleDict) -> None:
+        super().__init__()
+        self.model, self.norms = model, norms
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.model(image, output_hidden_states=True).hidden_states
+        return tuple(norm(x) for norm, x in zip(self.norms.values(), features, strict=True))
+
+
+def _reference(preset: str, reference: MetaFormer) -> nn.Module:
+    return copy.deepcopy(reference)
+
+
+def _mmpretrain(preset: str, reference: MetaFormer) -> nn.Module:
+    backbones = _import('mmpretrain', 'mmpretrain.models.backbones')
+    family, _, size = preset.partition('_')
+    if family != 'poolformer':
+        raise PeerUnavailable(f'mmpretrain has no {preset}')
+    # -1: by default its stem is frozen, which is less work
+    model = backbones.PoolFormer(size, out_indices=[0, 2, 4, 6], frozen_stages=-1)
+    _load(model, reference, 'mmpretrain')
+    return model
+
+
+def _timm(preset: str, reference: MetaFormer) -> nn.Module:
+    build = getattr(_import('timm', 'timm.models.metaformer'), preset, None)
+    if build is None:
+        raise PeerUnavailable(f'timm has no {preset}')
+    model = build(num_classes=0)
+    model.head = nn.Identity()  # it still has a norm, which features do not pass
+    _load(model, reference, 'timm')
+    return TimmFeatures(model, copy.deepcopy(reference.output_norms))
+
+
+def _hugging_face(preset: str, reference: MetaFormer) -> nn.Module:
+    transformers = _import('transformers', 'transformers')
+    if not preset.startswith('poolformer_'):
+        raise PeerUnavailable(f'transformers has no {preset}')
+    arch = reference.arch
+    config = transformers.PoolFormerConfig(depths=arch.depths, hidden_sizes=arch.dims)
+    model = transformers.PoolFormerModel(config)
+    _load(model, reference, 'hf')
+    return HuggingFaceFeatures(model, copy.deepcopy(reference.output_norms))
+
+
+PEERS: dict[str, Callable[[str, MetaFormer], nn.Module]] = {
+    'reference': _reference,
+    'mmpretrain': _mmpretrain,
+    'timm': _timm,
+    'hf': _hugging_face,
+}
+
+
+def _load(model: nn.Module, reference: MetaFormer, layout: str) -> None:
+    prefix = LAYOUTS[layout].prefix
+    weights = to_layout(reference.state_dict(), layout)
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, strict=True)
+
+
+def _import(package: str, module: str) -> ModuleType:
+    if find_spec(package) is None:
+        raise PeerUnavailable(f'{package} is not installed here; `make peers` installs it')
+    _make_torchvision_importable()
+    try:
+        return import_module(module)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise PeerUnavailable(f'{package} is installed but not importable: {reason}') from error
+
+
+@cache
+def _make_torchvision_importable() -> torch.library.Library | None:
+    """Let torchvision's CUDA build be imported beside a CPU torch, where its operators don't load.
+
+    timm and mmpretrain import it. It needs the schemas of two operators, which last as long as
+    what this returns.
+    """
+    if find_spec('torchvision') is None:
+        return None
+    try:
+        import_module('torchvision')
+    except RuntimeError:
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        return library
+    return None

@@ -1,0 +1,305 @@
+"""The Triton path against the reference in float64.
+
+Without a GPU the kernels run in Triton's interpreter, which tests/conftest.py switches on before
+anything imports triton; with one they run compiled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backbones import ops
+from backbones.ops import reference
+
+triton = pytest.importorskip('triton', reason='the Triton compiler is not installed')
+INTERPRETED = triton.knobs.runtime.interpret
+DEVICES = [
+    pytest.param(
+        'cpu',
+        marks=pytest.mark.skipif(not INTERPRETED, reason='needs TRITON_INTERPRET=1'),
+        id='interpreter',
+    ),
+    pytest.param(
+        'cuda',
+        marks=pytest.mark.skipif(
+            INTERPRETED or not torch.cuda.is_available(), reason='needs a GPU and no interpreter'
+        ),
+        id='gpu',
+    ),
+]
+EPS = 1e-5
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what the kernels are to write with NaN."""
+    allocate = torch.empty
+    monkeypatch.setattr(torch, 'empty', lambda *a, **k: allocate(*a, **k).fill_(math.nan))
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend the interpreter's bfloat16: it cuts bits off and multiplies them as integers (3.6)."""
+    if not INTERPRETED:
+        return
+    from triton.language import bfloat16, float32
+    from triton.runtime import interpreter
+
+    def convert(values: np.ndarray, source: object, target: object, _: object) -> np.ndarray:
+        if target == bfloat16:
+            bits = torch.from_numpy(np.asarray(values)).bfloat16().view(torch.int16)
+            return bits.numpy().view(np.uint16)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def dot(builder: object, a: object, b: object, *rest: object) -> object:
+        wide = [builder.cast_impl(x, float32) if x.dtype == bfloat16 else x for x in (a, b)]
+        return multiply(builder, *wide, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, 'create_dot', dot)
+    monkeypatch.setattr(interpreter, '_convert_float', convert)
+    # Integer overflow checks are half of its time.
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, 'options', options)
+
+
+def inputs(
+    name: str,
+    shape: tuple[int, ...],
+    mean: float = 0.5,
+    std: float = 1.0,
+    bias: bool = True,
+    scale: bool = True,
+    drop: bool = False,
+) -> dict[str, Tensor | None]:
+    """What an operator takes, in float64, and 'grad' of its output."""
+    batch, dim = shape[:2]
+    tensors = dict(
+        x=torch.randn(shape) * std + mean,
+        weight=torch.rand(dim) + 0.5,
+        bias=torch.randn(dim) if bias else None,
+    )
+    if name == 'norm_mlp':
+        tensors |= dict(
+            w1=torch.randn(2 * dim, dim, 1, 1) / dim**0.5,
+            b1=torch.randn(2 * dim) if bias else None,
+            w2=torch.randn(dim, 2 * dim, 1, 1) / dim**0.5,
+            b2=torch.randn(dim) if bias else None,
+        )
+    if name != 'modified_layer_norm':
+        factors = torch.tensor([1.25, 0.0] * batch)[:batch]
+        tensors |= dict(scale=torch.randn(dim) if scale else None, drop=factors if drop else None)
+    return {k: None if v is None else v.double() for k, v in tensors.items()}
+
+
+def results(
+    function: Callable[..., Tensor],
+    tensors: dict[str, Tensor | None],
+    grad: Tensor,
+    **options: object,
+) -> dict[str, Tensor]:
+    """The output and the gradient of every input that takes one."""
+    leaves = {
+        k: v if v is None or k == 'drop' else v.detach().requires_grad_()
+        for k, v in tensors.items()
+    }
+    out = function(**leaves, eps=EPS, **options)
+    out.backward(grad.to(out.dtype))
+    grads = {k: v.grad for k, v in leaves.items() if v is not None and v.requires_grad}
+    return {'out': out.detach(), **grads}
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    return float((result.double().cpu() - truth).norm() / (truth.norm() + 1e-30))
+
+
+def check(
+    name: str,
+    tensors: dict[str, Tensor | None],
+    dtype: torch.dtype,
+    device: str,
+    autocast: bool = False,
+    **options: object,
+) -> None:
+    """Hold an operator to twice the error of torch's own, or a few roundings."""
+
+    def to(dtype: torch.dtype, device: str = 'cpu') -> dict[str, Tensor | None]:
+        return {k: None if v is None else v.to(device, dtype) for k, v in rounded.items()}
+
+    stream = torch.float32 if autocast else dtype
+    rounded = {k: None if v is None else v.to(stream) for k, v in tensors.items()}
+    grad = torch.randn(tensors['x'].shape).to(stream)
+    eager = getattr(reference, name)
+    truth = results(eager, to(torch.float64), grad)
+    with torch.autocast(device, dtype, enabled=autocast):
+        ours = results(getattr(ops, name), to(stream, device), grad.to(device),
+                       path='triton', **options)  # fmt: skip
+        theirs = results(eager, to(stream, device), grad.to(device))
+    for key, expected in truth.items():
+        if name == 'pool_mix' and key == 'bias':
+            assert not ours[key].any(), 'the gradient of the bias is exactly zero'
+            continue
+        assert ours[key].dtype == stream
+        few = (30 if dtype == torch.float64 else 6) * torch.finfo(dtype).eps
+        assert error(ours[key], expected) <= max(2 * error(theirs[key], expected), few), key
+
+
+NAMES = ['modified_layer_norm', 'pool_mix', 'norm_mlp']
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_output_and_gradients_are_as_exact_as_torchs(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    dropped = {} if name == 'modified_layer_norm' else {'drop': True}
+    check(name, inputs(name, (2, 12, 7, 9), **dropped), dtype, device)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_autocast_keeps_the_stream_in_float32(name: str, dtype: torch.dtype, device: str) -> None:
+    check(name, inputs(name, (2, 12, 3, 5)), dtype, device, autocast=True)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 5), (6, 1), (2, 2), (33, 17)], ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_any_size(name: str, size: tuple[int, int], device: str) -> None:
+    check(name, inputs(name, (1, 3, *size)), torch.float32, device)
+
+
+@pytest.mark.parametrize('dim', [1, 32, 96, 320])
+@pytest.mark.parametrize('name', NAMES)
+def test_any_number_of_channels(name: str, dim: int, device: str) -> None:
+    check(name, inputs(name, (1, dim, 2, 2)), torch.float32, device)
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['plain', 'autocast'])
+@pytest.mark.parametrize(('dim', 'fused'), [(20, True), (96, True), (20, False)])
+def test_mlp_in_bfloat16(
+    dim: int, fused: bool, autocast: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one kernel, and as maps of many channels take it."""
+    fused_mlp = pytest.importorskip('backbones.ops.triton.fused_mlp')
+    if not fused:
+        monkeypatch.setattr(fused_mlp, 'MOST_CHANNELS', 0)
+    tensors = inputs('norm_mlp', (2, dim, 9, 8), drop=True)
+    for recompute in (False, True):
+        check('norm_mlp', tensors, torch.bfloat16, device, autocast, recompute=recompute)
+    tensors |= dict(bias=None, b1=None, b2=None, scale=None, drop=None)
+    check('norm_mlp', tensors, torch.bfloat16, device, autocast)
+
+
+@pytest.mark.parametrize(('mean', 'std'), [(1e3, 1.0), (0.0, 1e-4), (10.0, 1e-2)])
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'autocast'])
+@pytest.mark.parametrize('name', NAMES)
+def test_large_means_and_small_variances(
+    name: str, autocast: bool, mean: float, std: float, device: str
+) -> None:
+    dtype = torch.bfloat16 if autocast else torch.float32
+    check(name, inputs(name, (2, 8, 5, 4), mean, std), dtype, device, autocast=autocast)
+
+
+@pytest.mark.parametrize('without', ['bias', 'scale'])
+@pytest.mark.parametrize('name', NAMES)
+def test_without_bias_or_scale(name: str, without: str, device: str) -> None:
+    check(name, inputs(name, (2, 4, 3, 3), **{without: False}), torch.float32, device)
+
+
+def test_strips_of_pooling_meet(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns that a program shares with others."""
+    pool = pytest.importorskip('backbones.ops.triton.pool')
+    monkeypatch.setattr(pool, 'ROW', 64)
+    tensors = inputs('pool_mix', (1, 33, 5, 6), drop=True)
+    _, _, constants = pool._strips(tensors['x'])
+    assert (constants['ROWS'], constants['COLUMNS'], constants['CHANNELS']) == (4, 1, 64)
+    check('pool_mix', tensors, torch.float32, device)
+
+
+def test_hidden_activations_computed_again_are_the_same(device: str) -> None:
+    tensors = inputs('norm_mlp', (2, 12, 7, 9), drop=True)
+    tensors = {k: v.to(device, torch.float32) for k, v in tensors.items()}
+    grad = torch.randn(2, 12, 7, 9, device=device)
+    kept, again = (
+        results(ops.norm_mlp, tensors, grad, path='triton', recompute=r) for r in (False, True)
+    )
+    for key, value in kept.items():
+        assert torch.equal(value, again[key]), key
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_layout_does_not_matter(name: str, device: str) -> None:
+    tensors = inputs(name, (2, 6, 4, 5))
+    tensors = {k: None if v is None else v.to(device, torch.float32) for k, v in tensors.items()}
+    x, grad = tensors['x'], torch.randn(2, 6, 4, 5, device=device)
+    expected = results(getattr(ops, name), tensors, grad, path='triton')
+    gaps = torch.stack([x, x + 1], dim=-1)[..., 0]
+    for other in (x.contiguous(memory_format=torch.channels_last), gaps):
+        other_grad = grad.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+        found = results(getattr(ops, name), tensors | {'x': other}, other_grad, path='triton')
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]), key
+
+
+@pytest.mark.parametrize('name', ['pool_mix', 'norm_mlp'])
+def test_a_dropped_sample_passes_unchanged(name: str, device: str) -> None:
+    tensors = inputs(name, (2, 6, 4, 5), drop=True)
+    tensors = {k: v.to(device, torch.float32) for k, v in tensors.items()}
+    grad = torch.randn(2, 6, 4, 5, device=device)
+    found = results(getattr(ops, name), tensors, grad, path='triton')
+    assert torch.equal(found['out'][1], tensors['x'][1])
+    assert torch.equal(found['x'][1], grad[1])
+
+
+@pytest.fixture
+def short_splits(monkeypatch: pytest.MonkeyPatch) -> object:
+    norm = pytest.importorskip('backbones.ops.triton.norm')
+    monkeypatch.setattr(norm, 'MOMENTS', 32)
+    monkeypatch.setattr(norm, 'SPLITS', 16)
+    return norm
+
+
+@pytest.mark.parametrize(('mean', 'std'), [(0.0, 1.0), (1e3, 1e-2), (-1e4, 1.0)])
+def test_statistics_of_many_tiles(
+    mean: float, std: float, device: str, short_splits: object
+) -> None:
+    x = torch.randn(1, 3, 17, 20).mul_(std).add_(mean).to(device)
+    found, rstd = short_splits.statistics(x.contiguous(memory_format=torch.channels_last), EPS)
+    wide = x.double()
+    torch.testing.assert_close(found.double(), wide.mean().view(1), rtol=2**-24, atol=1e-7)
+    expected = (wide.var(correction=0) + EPS).rsqrt().view(1)
+    torch.testing.assert_close(rstd.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('capability', [80, 90])
+def test_kernels_compile_for_a_gpu_and_hardly_spill(capability: int, root: Path) -> None:
+    """In another process, where the interpreter is off."""
+    result = subprocess.run(
+        [sys.executable, root / 'tests' / 'ops' / 'compile_triton.py', str(capability)],
+        env=os.environ | {'TRITON_INTERPRET': '0'},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len({line.split(':')[0] for line in lines}) == 13
+    assert max(int(re.search(r'(\d+) spilled', line).group(1)) for line in lines) <= 64
