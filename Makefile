@@ -3,6 +3,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # Where tests/parity runs: timm and mmpretrain import torchvision, which $(VENV) must not have.
 VENV_PEERS ?= .venv-peers
+# Tests run in this many processes of one thread each: their tensors are too small for more.
+TEST_JOBS ?= 2
 export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
@@ -19,6 +21,8 @@ help:  ## this list
 	@echo '  MMCV_LINKS=URL       take a prebuilt mmcv from there instead of compiling it'
 	@echo '  FORCE_CUDA=1         compile mmcv for CUDA on a machine without a GPU'
 	@echo '  MAX_JOBS=N           compile N files at a time (default: one a core)'
+	@echo 'Variable (for make test):'
+	@echo '  TEST_JOBS=2          processes that share the tests'
 
 setup:  ## prepare .venv: torch, the stack, this project (run again after an interruption)
 	@tools/setup.sh
@@ -42,7 +46,7 @@ define parity
 endef
 
 test: ready  ## the fast tests
-	@$(PY) -m pytest -m 'not slow' --ignore tests/parity
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
 	$(call parity,not slow)
 
 test-all: ready  ## every test
