@@ -78,8 +78,9 @@ class MetaFormer(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
             downsampling before them. Output norms are never frozen: ImageNet files lack them.
         with_cp: Recompute each block in backward instead of keeping its activations.
-        ops: Which path computes the blocks and their norms: 'auto' takes the fused operators of
-            the device where they cover the block, 'reference' plain torch; see `backbones.ops`.
+        ops: Which path computes the blocks and their norms: 'auto' takes fused operators on a CPU
+            where they cover the block, 'triton' on a GPU, 'reference' plain torch; see
+            `backbones.ops.use`.
         recompute: 'mlp' recomputes the hidden activations of the channel MLPs in backward: a third
             of the memory for a few percent of the time.
         in_channels: Channels of the input image.

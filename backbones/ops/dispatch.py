@@ -27,8 +27,8 @@ def use(path: str) -> Iterator[None]:
     """Let every operator that is called with 'auto' take this path.
 
     Args:
-        path: 'reference' is plain torch, 'cpu' and 'triton' are fused; 'auto' takes the fused one
-            of the tensors' device.
+        path: 'reference' is plain torch, 'cpu' and 'triton' are fused; 'auto' takes 'cpu' for
+            tensors on a CPU and 'reference' for others.
 
     Raises:
         ValueError: There is no such path.
@@ -62,15 +62,14 @@ def has_triton() -> bool:
 def resolve(path: str, device_type: str) -> str:
     """Return the path that an operator takes: 'reference', 'cpu' or 'triton'.
 
-    Exports always take the reference, whose operators other runtimes know.
+    Triton's kernels have run in its interpreter only, so on a GPU they must be asked for. Exports
+    always take the reference, whose operators other runtimes know.
     """
     path = _default if path == 'auto' else path
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return 'reference'
     if path != 'auto':
         return path
-    if device_type == 'cuda' and has_triton():
-        return 'triton'
     return 'cpu' if device_type == 'cpu' else 'reference'
 
 

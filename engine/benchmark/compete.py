@@ -138,7 +138,7 @@ def _ours(
     workload: Workload, reference: MetaFormer
 ) -> Iterator[tuple[str, Callable[[torch.dtype], nn.Module]]]:
     def build(**options: str) -> MetaFormer:
-        model = MetaFormer(workload.preset, **options)
+        model = MetaFormer(workload.preset, ops=workload.ops, **options)
         model.load_state_dict(reference.state_dict())
         return model
 

@@ -74,6 +74,11 @@ class Workload:
         return torch.device(self.device).type == 'cuda'
 
     @property
+    def ops(self) -> str:
+        """The path of ours: on a GPU the kernels must be asked for."""
+        return 'triton' if self.on_cuda else 'auto'
+
+    @property
     def product_dtype(self) -> torch.dtype:
         """Of convolutions and other matrix products."""
         return getattr(torch, self.dtype)

@@ -132,4 +132,5 @@ class BlockInputs:
         """Mix each by the operator `backbones.ops.pool_mix`."""
         for block, x, _ in self.work:
             norm, scale = block.norm1, getattr(block.layer_scale1, 'scale', None)
-            ops.pool_mix(x, norm.weight, norm.bias, scale, None, norm.eps)
+            path = 'triton' if x.is_cuda else 'auto'
+            ops.pool_mix(x, norm.weight, norm.bias, scale, None, norm.eps, path)
