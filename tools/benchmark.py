@@ -7,8 +7,7 @@ and transformers have no output norms and get plain copies of ours. Every peer r
 formats, and the faster one counts; 'ours' is the default model (on a GPU with ops='triton') on
 contiguous images, as a config builds it. Below float32 the weights stay in float32, under autocast.
 The matrix products alone, in the same dtype, are the floor: all convolutions and linear layers,
-without attention's own products.
-On a GPU a copy of the bytes that enter the blocks is another.
+without attention's own products. On a GPU a copy of the bytes that enter the blocks is another.
 
 The peers have an environment of their own: make peers, then .venv-peers/bin/python for this tool.
 """
