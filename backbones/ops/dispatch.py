@@ -1,4 +1,4 @@
-"""The operators as the model calls them: which path computes them, and their gradients.
+"""The operators as the model calls them, and their gradients.
 
 A path is a module with the functions of `cpu.py`. The operators are custom operators of torch, so
 that ``torch.compile`` takes each as one step and autograd keeps only what is handed to
@@ -8,69 +8,13 @@ that ``torch.compile`` takes each as one step and autograd keeps only what is ha
 # ruff: noqa: UP045  torch reads the operators' schemas from annotations, and only knows Optional
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-from collections.abc import Iterator
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 from . import cpu, reference
-
-PATHS = ('auto', 'reference', 'cpu', 'triton')
-_default = 'auto'
-
-
-@contextlib.contextmanager
-def use(path: str) -> Iterator[None]:
-    """Let every operator that is called with 'auto' take this path.
-
-    Args:
-        path: 'reference' is plain torch, 'cpu' and 'triton' are fused; 'auto' takes 'cpu' for
-            tensors on a CPU and 'reference' for others.
-
-    Raises:
-        ValueError: There is no such path.
-    """
-    global _default
-    before, _default = _default, checked(path)
-    try:
-        yield
-    finally:
-        _default = before
-
-
-def checked(path: str) -> str:
-    """Return a path's name.
-
-    Raises:
-        ValueError: There is no such path, or it can't run here.
-    """
-    if path not in PATHS:
-        raise ValueError(f'ops must be one of {", ".join(PATHS)}, got {path!r}')
-    if path == 'triton' and not has_triton():
-        raise ValueError("ops='triton' needs the package triton; pip install triton, or 'auto'")
-    return path
-
-
-def has_triton() -> bool:
-    """Whether the Triton compiler is installed."""
-    return importlib.util.find_spec('triton') is not None
-
-
-def resolve(path: str, device_type: str) -> str:
-    """Return the path that an operator takes: 'reference', 'cpu' or 'triton'.
-
-    Triton's kernels have run in its interpreter only, so on a GPU they must be asked for. Exports
-    always take the reference, whose operators other runtimes know.
-    """
-    path = _default if path == 'auto' else path
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
-        return 'reference'
-    if path != 'auto':
-        return path
-    return 'cpu' if device_type == 'cpu' else 'reference'
+from .paths import resolve
 
 
 def modified_layer_norm(

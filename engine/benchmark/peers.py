@@ -115,7 +115,7 @@ def _load(model: nn.Module, reference: MetaFormer, layout: str) -> None:
 def _import(package: str, module: str) -> ModuleType:
     if find_spec(package) is None:
         raise PeerUnavailable(f'{package} is not installed here; `make peers` installs it')
-    _make_torchvision_importable()
+    make_torchvision_importable()
     try:
         return import_module(module)
     except (ImportError, RuntimeError) as error:
@@ -124,7 +124,7 @@ def _import(package: str, module: str) -> ModuleType:
 
 
 @cache
-def _make_torchvision_importable() -> torch.library.Library | None:
+def make_torchvision_importable() -> torch.library.Library | None:
     """Let torchvision's CUDA build be imported beside a CPU torch, where its operators don't load.
 
     timm and mmpretrain import it. It needs the schemas of two operators, which last as long as

@@ -7,7 +7,6 @@ tests skip. A peer that is installed but can't be imported is an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -16,27 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-
-@cache
-def _make_torchvision_importable() -> torch.library.Library | None:
-    """Let torchvision's CUDA build be imported beside a CPU torch, where its operators don't load.
-
-    The import needs the schemas of two of them, which last as long as what this returns.
-    """
-    try:
-        import_module('torchvision')
-    except RuntimeError:
-        library = torch.library.Library('torchvision', 'DEF')
-        for name in ('nms', 'qnms'):
-            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        return library
-    return None
+from engine.benchmark.peers import make_torchvision_importable
 
 
 def _peer(package: str, module: str) -> ModuleType:
     if find_spec(package) is None:
         pytest.skip(f'{package} is not installed here; `make peers` installs it in .venv-peers')
-    _make_torchvision_importable()
+    make_torchvision_importable()
     return import_module(module)
 
 

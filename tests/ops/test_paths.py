@@ -38,8 +38,13 @@ def test_an_unknown_path_is_refused():
         PoolFormer(TINY, recompute='all')
 
 
+def test_the_cpu_path_is_refused_elsewhere():
+    with pytest.raises(ValueError, match="ops='cpu' is for a CPU"):
+        ops.resolve('cpu', 'cuda')
+
+
 def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setattr('backbones.ops.dispatch.has_triton', lambda: False)
+    monkeypatch.setattr('backbones.ops.paths.has_triton', lambda: False)
     with pytest.raises(ValueError, match='pip install triton'):
         PoolFormer(TINY, ops='triton')
 
