@@ -165,7 +165,9 @@ def test_ade20k_recipe(load, name):
     assert train['RandomResize']['scale'] == (2048, 512)
     assert train['RandomResize']['ratio_range'] == (0.5, 2.0)
     assert train['RandomCrop'] == dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75)
-    assert train['LoadAnnotations']['reduce_zero_label'] is True
+    # the data set drops label 0, and says so to the pipeline
+    assert cfg.train_dataloader.dataset.type == 'ADE20KDataset'
+    assert train['LoadAnnotations'] == test['LoadAnnotations'] == dict(type='LoadAnnotations')
     assert 'PhotoMetricDistortion' in train
     assert test['Resize'] == dict(type='Resize', scale=(2048, 512), keep_ratio=True)
     # the published protocol unless the name says plain

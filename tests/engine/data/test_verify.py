@@ -522,8 +522,6 @@ def test_a_rare_last_class_is_no_fault(many_shapes, load, tmp_path):
 def _without_reducing(cfg):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.reduce_zero_label = False
-        for step in loader.dataset.pipeline:
-            step.pop('reduce_zero_label', None)
     return cfg
 
 
@@ -541,7 +539,7 @@ def test_labels_that_count_from_0(ade, load):
 
 def test_reduce_zero_label_must_be_one_in_pipeline_and_data_set(ade, load):
     cfg = load('fpn', ade)
-    cfg.train_dataloader.dataset.reduce_zero_label = False
+    cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = False
     found = next(f for f in _found(cfg, quick=True) if f.kind == 'reduce_zero_label differs')
     assert found.where == 'train_dataloader.dataset'
 

@@ -1,12 +1,8 @@
-"""The pages that tell how to do something are followed to the letter, in a copy of the project."""
+"""docs/add_a_mixer.md."""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,35 +13,15 @@ from mmengine.registry import MODELS, init_default_scope
 
 from backbones import TOKEN_MIXERS
 
-BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+@pytest.fixture(scope='module')
+def page(code_blocks) -> list[tuple[str, str]]:
+    return code_blocks('add_a_mixer.md')
 
 
 @pytest.fixture(scope='module')
-def page(root) -> list[tuple[str, str]]:
-    """The code blocks of docs/add_a_mixer.md: language and text."""
-    return BLOCK.findall((root / 'docs/add_a_mixer.md').read_text())
-
-
-@pytest.fixture(scope='module')
-def copy(root, page, tmp_path_factory) -> Path:
-    """The project with the files that the page has its reader write."""
-    folder = tmp_path_factory.mktemp('docs') / 'project'
-    skip = shutil.ignore_patterns('__pycache__')
-    for part in ('backbones', 'engine', 'configs', 'tools'):
-        shutil.copytree(root / part, folder / part, ignore=skip)
-    for text in (text for language, text in page if language == 'python'):
-        name = re.match(r'# (\S+\.py)\n', text)[1]
-        assert not (folder / name).exists()
-        (folder / name).write_text(text)
-    return folder
-
-
-def _run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    arguments = [sys.executable if word == 'python' else word for word in shlex.split(command)]
-    environment = os.environ | {'PYTHONPATH': str(folder)}
-    return subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+def copy(copy_project, page, tmp_path_factory) -> Path:
+    return copy_project(tmp_path_factory.mktemp('docs') / 'project', page)
 
 
 def test_the_page_has_the_files_and_commands_it_speaks_of(page):
@@ -56,9 +32,9 @@ def test_the_page_has_the_files_and_commands_it_speaks_of(page):
 
 
 @pytest.mark.parametrize('index', [0, 1])
-def test_commands_of_the_page_succeed(page, copy, index):
+def test_commands_of_the_page_succeed(page, copy, follow, index):
     commands = [text for language, text in page if language == 'sh']
-    done = _run(commands[index], copy)
+    (done,) = follow(commands[index], copy)
     assert done.returncode == 0, done.stdout + done.stderr
     if index == 0:
         assert done.stdout.splitlines()[0].endswith('retinanet_strip_s12.py: one image of 256x320')
@@ -66,9 +42,9 @@ def test_commands_of_the_page_succeed(page, copy, index):
         assert '1 passed' in done.stdout
 
 
-def test_the_training_command_reads_the_config_as_far_as_the_data(page, copy):
+def test_the_training_command_reads_the_config_as_far_as_the_data(page, copy, follow):
     command = [text for language, text in page if language == 'sh'][2]
-    done = _run(command, copy)
+    (done,) = follow(command, copy)
     # COCO is not in the copy: the check of the data, which comes after the config's, says so.
     assert done.returncode == 2
     assert re.search(r'error: .*data/coco', done.stderr), done.stdout + done.stderr

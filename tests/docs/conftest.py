@@ -1,0 +1,69 @@
+"""Pages that tell how to do something are followed to the letter, in a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r'(?:[^\\\n]|\\\n)+')
+
+
+@pytest.fixture(scope='session')
+def code_blocks(root: Path) -> Callable[[str], list[tuple[str, str]]]:
+    """The code blocks of a page of docs/: language and text."""
+
+    def read(page: str) -> list[tuple[str, str]]:
+        return _BLOCK.findall((root / 'docs' / page).read_text())
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def copy_project(root: Path) -> Callable[[Path, list[tuple[str, str]]], Path]:
+    """Copy the project and write the Python files of code blocks, whose first lines name them."""
+
+    def copy(folder: Path, blocks: list[tuple[str, str]]) -> Path:
+        for part in ('backbones', 'engine', 'configs', 'tools'):
+            shutil.copytree(
+                root / part, folder / part, ignore=shutil.ignore_patterns('__pycache__')
+            )
+        for text in (text for language, text in blocks if language == 'python'):
+            name = re.match(r'# (\S+\.py)\n', text)[1]
+            assert not (folder / name).exists()
+            (folder / name).write_text(text)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope='session')
+def follow() -> Callable[..., list[subprocess.CompletedProcess]]:
+    """Run the commands of a code block, one after the other, until one fails."""
+
+    def run(
+        block: str, folder: Path, env: dict[str, str] | None = None
+    ) -> list[subprocess.CompletedProcess]:
+        environment = os.environ | {'PYTHONPATH': str(folder)} | (env or {})
+        done = []
+        for command in _COMMAND.findall(block):
+            words = shlex.split(command.replace('\\\n', ' '))
+            words = [sys.executable if word == 'python' else word for word in words]
+            done.append(
+                subprocess.run(
+                    words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
+                )
+            )
+            if done[-1].returncode:
+                break
+        return done
+
+    return run
