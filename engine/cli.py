@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 
 from backbones.checkpoints import CheckpointError
 
-from .errors import UserError
+from .errors import RankError, UserError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -20,13 +20,13 @@ def run_tool(main: Callable[[], None]) -> int:
     """Run a tool's main function; return its exit code.
 
     Returns:
-        0, or 2 after an error the user can mend (of several processes only the first prints it),
-        or 130 after Ctrl-C.
+        0, or 2 after an error the user can mend (of several processes the first prints it, or the
+        one that it concerns alone), or 130 after Ctrl-C.
     """
     try:
         main()
     except (UserError, CheckpointError) as error:
-        if first_process():
+        if first_process() or isinstance(error, RankError):
             print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -40,6 +40,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     add_config_options(parser)
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+    add_unsafe_load(parser)
+
+
+def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
+    """Add ``--unsafe-load``, which only a command line can set."""
+    parser.add_argument(
+        '--unsafe-load',
+        action=_UnsafeLoad,
+        nargs=0,
+        default=False,
+        help='run the code that a checkpoint holds instead of refusing it: only for files of '
+        'people whom you trust with this account',
+    )
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +72,17 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def first_process() -> bool:
     """Whether this is the first of a job's processes, which torchrun and Slurm number."""
     return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+
+
+class _UnsafeLoad(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, True)
+        if first_process():
+            print(
+                f'warning: {option_string} runs the code that checkpoints hold, with all your '
+                'rights, on this machine',
+                file=sys.stderr,
+            )
 
 
 def _key_value(argument: str) -> str:

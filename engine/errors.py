@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something the user can mend: the message names the thing, the place and the remedy."""
+
+
+class RankError(UserError):
+    """A UserError of one process alone: of a run of several, that process prints it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,27 +24,36 @@ from .data.verify import refuse_faulty
 from .errors import UserError
 
 _MARKS = ('type', '_scope_')
+# What the visualization back ends import when they first write, and what pip calls it.
+_LOGGERS = {
+    'TensorboardVisBackend': ('tensorboard', "'tensorboard>=2.16,<2.22'"),
+    'WandbVisBackend': ('wandb', 'wandb'),
+    'MLflowVisBackend': ('mlflow', 'mlflow'),
+}
 
 
-def check_run(cfg: Config, splits: Sequence[str]) -> None:
+def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> None:
     """Check what a run needs.
 
     Args:
         cfg: The config, overrides merged; its toolbox must be importable.
         splits: Which of train, val and test the run uses.
+        unsafe_load: Leave checkpoints alone: to look into them would run the code they hold.
 
     Raises:
         UserError: Data is missing or has errors that show without opening every image, an
             annotation file's categories or the model's ``num_classes`` disagree with the classes,
-            an argument of the backbone is wrong, or a checkpoint can't be read.
+            an argument of the backbone is wrong, a checkpoint can't be read, or a logger's
+            package is not installed.
     """
+    _check_loggers(cfg)
     _check_backbone(cfg.model)
     for split in splits:
         _check_data(cfg, split)
     weights = [cfg.get('load_from')]
     if 'train' in splits:
         weights += [init_cfg['checkpoint'] for init_cfg in pretrained_cfgs(cfg.model)]
-    for source in filter(None, weights):
+    for source in filter(None, [] if unsafe_load else weights):
         if is_url(source) or source in RELEASED:
             # Several processes don't know of each other yet: each would download for itself.
             checkable = cfg.get('launcher', 'none') == 'none'
@@ -70,6 +80,16 @@ def _check_data(cfg: Config, split: str) -> None:
     for place, evaluator in evaluators_of(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
         if is_local(evaluator.get('ann_file')):
             check_exists(cfg, Path(evaluator['ann_file']), f'{place}.ann_file', None)
+
+
+def _check_loggers(cfg: Config) -> None:
+    for index, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or []):
+        module, package = _LOGGERS.get(backend['type'], (None, None))
+        if module and importlib.util.find_spec(module) is None:
+            raise UserError(
+                f'visualizer.vis_backends.{index} ({backend["type"]}): {module} is not installed: '
+                f'pip install {package}, or leave it out of the list'
+            )
 
 
 def _check_backbone(model: Mapping) -> None:

@@ -27,7 +27,7 @@ from backbones.checkpoints import (
 )
 from backbones.checkpoints.convert import convert, dropped_by
 from backbones.checkpoints.errors import listed
-from engine.cli import run_tool
+from engine.cli import add_unsafe_load, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,13 +43,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', metavar='DST', help='a new file: .safetensors, or anything else')
     parser.add_argument('--to', required=True, choices=list(LAYOUTS), help='layout of DST')
     parser.add_argument('--prefix', help="what stands before the backbone's names in SRC")
+    add_unsafe_load(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     source = localise(args.src, os.environ.get(MIRROR_VARIABLE))
-    weights = backbone_weights(read_checkpoint(source), source)
+    weights = backbone_weights(read_checkpoint(source, unsafe=args.unsafe_load), source)
     try:
         file = convert(weights, prefix=args.prefix)
         if file.left:

@@ -37,8 +37,8 @@ def main() -> None:
         draw_predictions(cfg, args.show_dir)
     if args.fuse:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FuseHook')]
-    check_run(cfg, ['test'])
-    build_runner(cfg).test()
+    check_run(cfg, ['test'], args.unsafe_load)
+    build_runner(cfg, args.unsafe_load).test()
 
 
 if __name__ == '__main__':

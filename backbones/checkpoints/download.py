@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -44,7 +46,8 @@ def localise(source: str | Path, mirror: str | None) -> str:
         return source
     name = _file_name(url)
     if is_url(mirror):
-        return f'{mirror.rstrip("/")}/{name}'
+        known = RELEASED[source].sha256 if source in RELEASED else _split_sum(url)[1]
+        return f'{mirror.rstrip("/")}/{name}' + (f'#sha256={known}' if known else '')
     path = Path(mirror).expanduser() / name
     if not path.is_file():
         raise CheckpointError(
@@ -57,11 +60,13 @@ def localise(source: str | Path, mirror: str | None) -> str:
 def fetch(source: str | Path) -> Path:
     """Return a local file; one behind a URL is downloaded once to torch.hub's checkpoint folder.
 
-    Of the processes of one machine only the first downloads. A download's checksum is checked: the
-    known one, or that recorded in ``FILE.sha256`` when it was first downloaded.
+    Of the processes of one machine only the first downloads. A download's checksum is checked each
+    time: the one given or known, that recorded in ``FILE.sha256`` when it was first downloaded, or
+    the digits in its name. A download of another checksum does not get its place.
 
     Args:
-        source: A path, an http(s) URL, or a name of `RELEASED`.
+        source: A path, an http(s) URL, which may end with ``#sha256=`` and 64 hexadecimal digits,
+            or a name of `RELEASED`.
 
     Raises:
         CheckpointError: The file is missing, can't be downloaded, or is not what it was.
@@ -69,11 +74,14 @@ def fetch(source: str | Path) -> Path:
     source = str(source)
     released = RELEASED.get(source)
     url = released.url if released else source
+    known = released.sha256 if released else None
     if not is_url(url):
         path = Path(source).expanduser()
         if not path.is_file():
             raise CheckpointError(f'checkpoint {path} does not exist; {_remedy(source)}')
         return path
+    url, given = _split_sum(url)
+    known = given or known
     path = Path(torch.hub.get_dir()) / 'checkpoints' / _file_name(url)
     if get_local_rank() != 0:
         barrier()
@@ -81,9 +89,10 @@ def fetch(source: str | Path) -> Path:
             raise CheckpointError(f'{url} was not downloaded; the first process says why')
         return path
     try:
-        if not path.exists():
-            _download(url, path)
-        _check_sum(path, released.sha256 if released else None)
+        if path.exists():
+            _check_sum(path, path, known)
+        else:
+            _download(url, path, known)
     finally:
         barrier()  # also after an error, or the other processes would wait for ever
     return path
@@ -95,26 +104,51 @@ def is_url(source: str) -> bool:
 
 
 def _file_name(url: str) -> str:
-    return Path(urlparse(url).path).name
+    name = Path(urlparse(url).path).name
+    if name in ('', '..'):
+        raise CheckpointError(f'{url} does not end with the name of a file')
+    return name
 
 
-def _download(url: str, path: Path) -> None:
+def _split_sum(url: str) -> tuple[str, str | None]:
+    """Return a URL without the checksum that the user gave, and the checksum."""
+    url, _, fragment = url.partition('#')
+    if not fragment:
+        return url, None
+    digits = fragment.removeprefix('sha256=').lower()
+    if not fragment.startswith('sha256=') or not _SHA256.fullmatch(digits):
+        raise CheckpointError(f'{url}#{fragment}: after # comes sha256= and 64 hexadecimal digits')
+    return url, digits
+
+
+def _download(url: str, path: Path, known: str | None) -> None:
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
-    except (URLError, OSError) as error:
+        torch.hub.download_url_to_file(url, str(partial), progress=False)
+        _check_sum(partial, path, known)
+        os.replace(partial, path)
+    except (URLError, HTTPException, OSError) as error:
         raise CheckpointError(
             f'{url} could not be downloaded ({first_line(error)}); fetch it elsewhere, then '
             f'put it at {path} or give its path instead of the URL'
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _check_sum(path: Path, known: str | None) -> None:
-    """Compare with the known checksum, or the recorded one; record it if there is neither."""
-    found = _sha256(path)
+def _check_sum(file: Path, path: Path, known: str | None) -> None:
+    """Compare with the known checksum, or the recorded one; record it if there is neither.
+
+    Args:
+        file: Where the file is.
+        path: Where it belongs.
+        known: Its checksum, if it is known.
+    """
+    found = _sha256(file)
     record = path.with_name(f'{path.name}.sha256')
     in_name = _DIGITS_IN_NAME.search(path.name)
-    expected, source = known, 'as released'
+    expected, source = known, 'as released or given'
     if expected is None and record.is_file():
         recorded = _SHA256.match(record.read_text())
         expected, source = recorded and recorded[0], f'recorded in {record.name}'

@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
+from .allowed import ALLOWED
+from .containers import Record, check_safetensors, not_safetensors, read_records
 from .download import fetch
-from .errors import CheckpointError, first_line
+from .errors import CheckpointError, Refused, damaged, first_line, forged, holds_code
+from .sealed import verify
+from .stand_ins import expect
+from .vetting import vet_pickle
+
+_ZIP = b'PK\x03\x04'
+_LONGEST_HEAD = 16 << 20  # bytes of the pickles in a file of torch before 1.6
+_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
-def read_checkpoint(source: str | Path, map_location: str | torch.device = 'cpu') -> Any:
-    """Read a checkpoint: ``.safetensors``, or anything else with torch's restricted unpickler.
+def read_checkpoint(
+    source: str | Path, map_location: str | torch.device | None = 'cpu', unsafe: bool = False
+) -> Any:
+    """Read a checkpoint: ``.safetensors``, or what torch.save writes.
+
+    The file is checked before anything in it is parsed: its seal if it has one, its container, and
+    every object that its pickle would build. Then torch's restricted unpickler reads it. At no
+    point is anything run that the file holds, nor more memory taken than twice its size, or 32 MiB
+    for small ones; only a log in it takes up to four times its own size.
 
     Args:
         source: A path, an http(s) URL, or the name of released weights such as
             ``poolformer_s12``; a download is kept in torch.hub's checkpoint folder.
-        map_location: Where tensors go, as for `torch.load`.
+        map_location: Where tensors go, as for `torch.load`; None is the CPU.
+        unsafe: Run what the file holds. Its seal and its container must still be right.
 
     Raises:
         CheckpointError: The file is missing, can't be downloaded, has another checksum than it
-            had, or isn't a checkpoint.
+            had, or isn't a checkpoint of tensors and plain data.
     """
     path = fetch(source)
-    if path.suffix == '.safetensors':
-        return _read_safetensors(path, map_location)
+    map_location = map_location or 'cpu'
     try:
-        with torch.serialization.safe_globals(_numeric_globals()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        objects = ('GLOBAL', 'Unsupported class', 'Trying to call reduce')
-        if any(word in str(error) for word in objects):
-            reason = 'it holds objects other than tensors and plain data, which are never run'
-        else:
-            reason = 'it is not a file written by torch.save'
-        raise CheckpointError(f'checkpoint {path} was not loaded: {reason}') from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        if verify(path) is False:
+            raise damaged('its end or its checksum is wrong')
+        with path.open('rb') as file:
+            size = file.seek(0, os.SEEK_END)
+            if path.suffix == '.safetensors':
+                check_safetensors(file, size)
+                return _read_safetensors(path, map_location)
+            return _read_pickled(file, size, map_location, unsafe)
+    except OSError as error:
         raise CheckpointError(
-            f'checkpoint {path} was not loaded: the file is truncated or is not one written by '
-            f'torch.save ({first_line(error)})'
+            f'checkpoint {path} was not loaded: it can not be read ({first_line(error)})'
         ) from error
+    except Refused as refusal:
+        raise CheckpointError(f'checkpoint {path} was not loaded: {refusal}') from refusal
 
 
 def write_checkpoint(
@@ -80,16 +96,77 @@ def write_checkpoint(
         partial.unlink(missing_ok=True)
 
 
+def _read_pickled(file: BinaryIO, size: int, map_location: str | torch.device, unsafe: bool) -> Any:
+    file.seek(0)
+    is_zip = file.read(len(_ZIP)) == _ZIP
+    records = read_records(file, size) if is_zip else {}
+    if unsafe:
+        reading = contextlib.nullcontext()
+    elif is_zip:
+        _vet_zip(file, size, records)
+        reading = torch.serialization.safe_globals(ALLOWED)
+    else:
+        _vet_legacy(file, size)
+        reading = torch.serialization.safe_globals(ALLOWED)
+    file.seek(0)
+    try:
+        with reading:
+            return torch.load(file, map_location=map_location, weights_only=not unsafe)
+    except Exception as error:  # whatever a file or its code comes up with
+        raise damaged(f'torch can not read it ({first_line(error)})') from error
+
+
+def _vet_zip(file: BinaryIO, size: int, records: Mapping[str, Record]) -> None:
+    """Check the pickle of a zip."""
+    pickled = records['data.pkl']
+    file.seek(pickled.start)
+    storages = {k.removeprefix('data/'): r.size for k, r in records.items() if 'data/' in k}
+    _, end = vet_pickle(file.read(pickled.size), 0, size, storages)
+    if end != pickled.size:
+        raise damaged('something follows its pickle')
+
+
+def _vet_legacy(file: BinaryIO, size: int) -> None:
+    """Check a file of torch before 1.6: five pickles, then the bytes of the storages."""
+    file.seek(0)
+    head = file.read(_LONGEST_HEAD)
+    if _is_tar(head):
+        raise holds_code('pickles in a tar (the format of torch 0.1)')
+    if not head.startswith(_MAGIC):
+        raise damaged('it is neither a zip nor a pickle of torch.save')
+    storages: dict[str, int] = {}
+    at = 0
+    for _ in range(4):  # the magic number, the version, the machine, the checkpoint
+        _, at = vet_pickle(head, at, size, storages, declaring=True)
+    keys, at = vet_pickle(head, at, size, {})
+    if sorted(map(str, expect(keys, 'list').value)) != sorted(storages):
+        raise forged('its list of storages is not that of its tensors')
+    for key in keys.value:
+        file.seek(at)
+        elements = int.from_bytes(file.read(8), 'little')
+        length = storages[key]
+        if elements > length or (elements == 0) != (length == 0) or length % max(elements, 1):
+            raise forged(f'its storage {key[:40]!a} is said to have {elements:,} elements')
+        at += 8 + length
+    if at != size:
+        raise damaged('its storages and its size do not agree')
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], 'utf-8', 'surrogateescape')
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
     safetensors = _safetensors(path)
     try:
         tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f'checkpoint {path} was not loaded: the file is truncated or is not in the '
-            f'safetensors format ({first_line(error)})'
-        ) from error
-    return {name: tensor.to(map_location or 'cpu') for name, tensor in tensors.items()}
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise not_safetensors(first_line(error)) from error
+    return {name: tensor.to(map_location) for name, tensor in tensors.items()}
 
 
 def _safetensors(path: Path) -> ModuleType:
@@ -99,30 +176,3 @@ def _safetensors(path: Path) -> ModuleType:
     except ImportError as error:
         raise CheckpointError(f'{path} needs safetensors: pip install safetensors') from error
     return safetensors
-
-
-def _history_buffer_method(owner: type, name: str) -> Callable:
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'Unsupported global: getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
-
-
-# mmengine pickles a log buffer with references to its own four methods, spelled as getattr calls.
-# This takes the place of getattr while a checkpoint is read and gives out those four alone.
-_history_buffer_method.__module__ = 'builtins'
-_history_buffer_method.__name__ = _history_buffer_method.__qualname__ = 'getattr'
-
-
-def _numeric_globals() -> list[Callable]:
-    """What mmengine's checkpoints contain besides tensors: numpy arrays of logged values."""
-    core = np._core if hasattr(np, '_core') else np.core
-    dtypes = {type(np.dtype(name)) for name in ('f4', 'f8', 'i4', 'i8', 'u1', 'u4', 'bool')}
-    return [
-        HistoryBuffer,
-        _history_buffer_method,
-        np.ndarray,
-        np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
-        *dtypes,
-    ]

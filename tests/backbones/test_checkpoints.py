@@ -254,7 +254,7 @@ class _Payload:
 
 @pytest.mark.parametrize(
     ('container', 'reason'),
-    [('zip', 'never run'), ('pickle', r'not a file written by torch\.save')],
+    [('zip', 'never run'), ('pickle', r'not written by torch\.save')],
 )
 def test_a_file_is_never_run(tmp_path, monkeypatch, container, reason):
     monkeypatch.chdir(tmp_path)

@@ -132,6 +132,39 @@ def test_a_known_checksum_is_checked(cache, server, monkeypatch):
         fetch('poolformer_s12')
 
 
+def test_a_given_checksum_is_checked(cache, server):
+    folder, url = server
+    (folder / 'some.pth').write_bytes(b'weights')
+    right = hashlib.sha256(b'weights').hexdigest()
+    with pytest.raises(CheckpointError, match=f'has sha256 {right}, not 0000'):
+        fetch(f'{url}/some.pth#sha256={"0" * 64}')
+    assert list(cache.iterdir()) == []  # what is wrong does not get its place
+    assert fetch(f'{url}/some.pth#sha256={right.upper()}') == cache / 'some.pth'
+    (cache / 'some.pth').write_bytes(b'altered')
+    with pytest.raises(CheckpointError, match=f'not {right}'):
+        fetch(f'{url}/some.pth#sha256={right}')
+
+
+@pytest.mark.parametrize('end', ['#md5=00', '#sha256=00', '#sha256=', '#x'])
+def test_a_checksum_that_is_none_is_refused(cache, end):
+    with pytest.raises(CheckpointError, match='after # comes sha256= and 64 hexadecimal digits'):
+        fetch(f'http://127.0.0.1:9/some.pth{end}')
+
+
+@pytest.mark.parametrize('path', ['', '/', '/..', '/a/..'])
+def test_a_url_without_a_file_is_refused(cache, path):
+    with pytest.raises(CheckpointError, match='does not end with the name of a file'):
+        fetch(f'http://127.0.0.1:9{path}')
+
+
+def test_a_mirror_is_held_to_the_checksum(monkeypatch):
+    _release(monkeypatch, 'https://x/known.pth', sha256='1' * 64)
+    there = localise('poolformer_s12', 'https://mirror')
+    assert there == f'https://mirror/known.pth#sha256={"1" * 64}'
+    given = f'https://x/other.pth#sha256={"2" * 64}'
+    assert localise(given, 'https://mirror/') == f'https://mirror/other.pth#sha256={"2" * 64}'
+
+
 def test_the_checksum_in_a_name_is_checked(cache, server):
     folder, url = server
     right = hashlib.sha256(b'weights').hexdigest()[:8]
