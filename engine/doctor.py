@@ -35,7 +35,7 @@ REINSTALL = (
     f'rm -f {sys.prefix}/.setup-*; make setup VENV={sys.prefix}' if IN_VENV else 'make setup'
 )
 PIP = f'{sys.executable} -m pip'
-GPU_BUILD = "make setup VENV=.venv-gpu TORCH='torch==... --index-url ...' (see the README)"
+GPU_BUILD = "make setup VENV=.venv-gpu TORCH='torch==... --index-url ...' (see docs/setup.md)"
 
 
 class Finding(NamedTuple):
