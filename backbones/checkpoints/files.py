@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from .allowed import ALLOWED
 from .containers import Record, check_safetensors, not_safetensors, read_records
 from .download import fetch
 from .errors import CheckpointError, Refused, damaged, first_line, forged, holds_code
-from .sealed import verify
+from .sealed import replacing, save, verify
 from .stand_ins import expect
 from .vetting import vet_pickle
 
@@ -83,17 +83,14 @@ def write_checkpoint(
     if path.exists():
         raise CheckpointError(f'{path} exists; delete it or give another name')
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         if path.suffix == '.safetensors':
-            partial.write_bytes(_safetensors(path).torch.save(tensors, metadata={'format': 'pt'}))
+            with replacing(path) as file:
+                file.write(_safetensors(path).torch.save(tensors, metadata={'format': 'pt'}))
         else:
-            torch.save({wrapper: tensors} if wrapper else tensors, partial)
-        os.replace(partial, path)
+            save({wrapper: tensors} if wrapper else tensors, path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'{path} could not be written ({first_line(error)})') from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_pickled(file: BinaryIO, size: int, map_location: str | torch.device, unsafe: bool) -> Any:
@@ -104,16 +101,28 @@ def _read_pickled(file: BinaryIO, size: int, map_location: str | torch.device, u
         reading = contextlib.nullcontext()
     elif is_zip:
         _vet_zip(file, size, records)
-        reading = torch.serialization.safe_globals(ALLOWED)
+        reading = _allowing(ALLOWED)
     else:
         _vet_legacy(file, size)
-        reading = torch.serialization.safe_globals(ALLOWED)
+        reading = _allowing(ALLOWED)
     file.seek(0)
     try:
         with reading:
             return torch.load(file, map_location=map_location, weights_only=not unsafe)
     except Exception as error:  # whatever a file or its code comes up with
         raise damaged(f'torch can not read it ({first_line(error)})') from error
+
+
+@contextlib.contextmanager
+def _allowing(functions: Sequence[Callable]) -> Iterator[None]:
+    # torch 2.4 lacks torch.serialization.safe_globals, which does the same.
+    before = list(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals(list(functions))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _vet_zip(file: BinaryIO, size: int, records: Mapping[str, Record]) -> None:
