@@ -1,0 +1,147 @@
+"""An export beside the model that it was made from: raw outputs, detections, label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from mmcv.ops import batched_nms
+from mmdet.structures.bbox import bbox_overlaps
+from torch import Tensor, nn
+
+from .graphs import Graph, LabelGraph, ProposalGraph
+
+# What an export must reach in float32.
+MAX_RAW_ERROR = 1e-4
+MIN_IOU = 0.999
+MIN_SAME_LABELS = 0.9999
+# Of hundreds an image, rounding at the NMS threshold flips one now and then.
+MIN_SAME_PROPOSALS = 0.99
+Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass
+class Parity:
+    """How far an export is from its model.
+
+    Attributes:
+        errors: By raw output, the largest difference as a part of that output's largest magnitude.
+        same: Detections with a partner of the same label and IoU >= 0.999, or pixels of the same
+            label.
+        total: Detections of the side that has more, or pixels.
+        enough: The part that must be the same.
+        sizes: (B, H, W) of what was compared.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    same: int = 0
+    total: int = 0
+    enough: float = 1.0
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float:
+        """The part that is the same, 1 if there was nothing on either side."""
+        return self.same / self.total if self.total else 1.0
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors."""
+        return max(self.errors.values(), default=0.0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export reaches what it must."""
+        return self.worst <= MAX_RAW_ERROR and self.agreement >= self.enough
+
+
+def compare(graph: Graph, reference: nn.Module, run: Run, batches: Iterable[np.ndarray]) -> Parity:
+    """Compare an export with a model on images.
+
+    Args:
+        graph: What was exported; it tells which outputs there are.
+        reference: The model; it computes on its usual path, with mmdet's or mmseg's own
+            post-processing.
+        run: Runs the export; returns its outputs, with the raw ones or without.
+        batches: Images (B, 3, H, W), uint8, RGB.
+    """
+    enough = {LabelGraph: MIN_SAME_LABELS, ProposalGraph: MIN_SAME_PROPOSALS}
+    parity = Parity(enough=enough.get(type(graph), 1.0))
+    for images in batches:
+        found = run(images)
+        with torch.no_grad():
+            raw, results = _reference(graph, reference, torch.from_numpy(images))
+        for name in [name for name in raw if name in found]:
+            expected = raw[name].double().numpy()
+            error = np.abs(expected - found[name]).max() / max(np.abs(expected).max(), 1e-12)
+            parity.errors[name] = max(parity.errors.get(name, 0.0), float(error))
+        if isinstance(graph, LabelGraph):
+            parity.same += int((results.numpy() == found['labels']).sum())
+            parity.total += results.numel()
+        else:
+            for expected, own in zip(results, finish(graph, found), strict=True):
+                parity.same += count_same(expected, own)
+                parity.total += max(len(expected[0]), len(own[0]))
+        parity.sizes.append((images.shape[0], *images.shape[2:]))
+    return parity
+
+
+def _reference(graph: Graph, model: nn.Module, images: Tensor):
+    """The model's raw outputs by the graph's names, and its detections or its label maps."""
+    # The pipelines load BGR, and the preprocessor turns it if the model was trained on RGB.
+    bgr = list(images.flip(1))
+    x = model.data_preprocessor(dict(inputs=bgr, data_samples=None))['inputs']
+    size = tuple(images.shape[2:])
+    metas = [dict(img_shape=size, ori_shape=size, pad_shape=size)] * len(images)
+    features = model.extract_feat(x)
+    if isinstance(graph, LabelGraph):
+        raw = dict(logits=model.decode_head(features))
+        return raw, model.encode_decode(x, metas).argmax(1)
+    two_stage = isinstance(graph, ProposalGraph)
+    head = model.rpn_head if two_stage else model.bbox_head
+    logits, deltas = head(features)
+    found = head.predict_by_feat(
+        logits, deltas, batch_img_metas=metas, cfg=graph.settings, rescale=False
+    )
+    raw = {f'logits_{i}': each for i, each in enumerate(logits)}
+    raw |= {f'deltas_{i}': each for i, each in enumerate(deltas)}
+    raw |= {name: features[i] for i, name in enumerate(graph.outputs[3:])}
+    return raw, [(each.bboxes, each.scores, None if two_stage else each.labels) for each in found]
+
+
+def finish(graph: Graph, found: Mapping[str, np.ndarray]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the detections (boxes, scores, labels) of each image; NMS is applied if need be.
+
+    Proposals have no label: None.
+    """
+    group = graph.outputs[2]
+    detections = []
+    for boxes, scores, groups in zip(found['boxes'], found['scores'], found[group], strict=True):
+        kept = scores > 0
+        boxes, scores, groups = (torch.from_numpy(v[kept]) for v in (boxes, scores, groups))
+        if len(boxes):
+            # Harmless on what has gone through it already.
+            _, order = batched_nms(boxes, scores, groups, dict(graph.settings.nms))
+            order = order[: graph.settings.max_per_img]
+            boxes, scores, groups = boxes[order], scores[order], groups[order]
+        detections.append((boxes, scores, None if group == 'levels' else groups))
+    return detections
+
+
+def count_same(expected: tuple, own: tuple) -> int:
+    """Count the detections of one list that have a partner in the other, each used once."""
+    boxes, _, labels = expected
+    if not len(boxes) or not len(own[0]):
+        return 0
+    overlap = bbox_overlaps(boxes, own[0])
+    if labels is not None:
+        overlap = overlap * (labels[:, None] == own[2][None])
+    same = 0
+    for row in overlap:
+        best = int(row.argmax())
+        if row[best] >= MIN_IOU:
+            overlap[:, best] = 0
+            same += 1
+    return same

@@ -1,0 +1,86 @@
+"""tools/export.py as a user runs it, on the demo's full-size models."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import onnxruntime
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from engine.runtime import load_config
+from engine.shapes import draw_scene
+
+
+@pytest.fixture(scope='module')
+def checkpoints(root, tmp_path_factory):
+    """Weights of the demo's models whose heads are sure of something everywhere."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    paths = {}
+    for head in ('retinanet', 'mask_rcnn', 'fpn'):
+        cfg = load_config(str(root / f'configs/demo/{head}_poolformer_s12.py'))
+        torch.manual_seed(0)
+        weights = MODELS.build(cfg.model).state_dict()
+        for name, value in weights.items():
+            if re.search(r'(retina_cls|retina_reg|rpn_cls|rpn_reg|conv_seg)\.weight', name):
+                value.normal_(std=0.1)
+        paths[head] = folder / f'{head}.pth'
+        torch.save(weights, paths[head])
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('head', 'options'),
+    [
+        ('retinanet', ['--to', 'onnx', '--dynamic', '--nms']),
+        ('retinanet', ['--to', 'torch-export', '--dynamic', '--fuse']),
+        ('mask_rcnn', ['--to', 'onnx', '--dynamic']),
+        ('fpn', ['--to', 'onnx', '--dynamic', '--fuse', '--dtype', 'bfloat16']),
+        ('fpn', ['--to', 'torch-export']),
+    ],
+)
+def test_a_file_agrees_with_its_model(run, root, checkpoints, tmp_path, head, options):
+    config = root / f'configs/demo/{head}_poolformer_s12.py'
+    done = run('export.py', config, checkpoints[head], *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    errors = re.findall(r'largest raw error, of the largest magnitude: (\S+)', done.stdout)
+    assert float(errors[-1]) <= 1e-4
+    *_, (same, total) = re.findall(r': (\d+) of (\d+) agree', done.stdout)
+    assert int(total) > 0
+    assert int(same) >= int(total) * {'fpn': 0.9999, 'mask_rcnn': 0.99}.get(head, 1)
+    suffix = '.onnx' if 'onnx' in options else '.pt2'
+    assert (tmp_path / f'work_dirs/demo/{config.stem}/{config.stem}{suffix}').is_file()
+
+
+def test_a_file_of_one_size_agrees_on_given_images(run, root, checkpoints, tmp_path):
+    cv2.imwrite(str(tmp_path / 'scene.png'), draw_scene((4,)).image)
+    config = root / 'configs/demo/fpn_poolformer_s12.py'
+    done = run(
+        'export.py', config, checkpoints['fpn'], '--to', 'onnx', '--size', 64, 96,
+        '--out', 'model.onnx', '--parity', 'scene.png', cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '6144 of 6144 agree' in done.stdout
+    [image] = onnxruntime.InferenceSession(str(tmp_path / 'model.onnx')).get_inputs()
+    assert image.shape == [1, 3, 64, 96]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--to', 'onnx', '--size', 8, 8], '--size: at least 32 32'),
+        (['--to', 'onnx', '--out', 'x.pt2'], '--to onnx writes a .onnx file'),
+        (['--to', 'torch-export', '--nms'], '--nms is for detectors in ONNX'),
+        (['--to', 'onnx', '--parity', 'gone.jpg'], 'gone.jpg: it does not exist'),
+    ],
+)
+def test_errors_are_one_line(run, root, checkpoints, tmp_path, options, message):
+    config = root / 'configs/demo/retinanet_poolformer_s12.py'
+    done = run('export.py', config, checkpoints['retinanet'], *options, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert message in line
+    assert 'Traceback' not in done.stderr

@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Export a detector or a segmentor, and compare the file with the model.
+
+RetinaNet up to the boxes before NMS (with --nms after it), Mask R-CNN up to its proposals and
+features, segmentors to the label map. Preprocessing is in the file, resizing is not.
+
+Exit code: 0, 1 if the file does not compute what the model does, 2 if the call is wrong.
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import add_config_options, add_unsafe_load, run_tool
+from engine.errors import UserError
+from engine.export.files import SUFFIXES, Options, export, parity_images, usual_size
+from engine.export.parity import Parity, compare
+from engine.export.program import SMALLEST, round_weights
+from engine.inference import build_inferencer, fold
+from engine.media import find_media
+from engine.runtime import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
+    parser.add_argument('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
+    parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='the one size otherwise (what the test pipeline makes of 480 x 640)',
+    )
+    parser.add_argument('--nms', action='store_true', help='NMS in the graph (detectors, ONNX)')
+    parser.add_argument(
+        '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of stored weights'
+    )
+    parser.add_argument(
+        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
+    )
+    parser.add_argument(
+        '--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)'
+    )
+    add_config_options(parser)
+    add_unsafe_load(parser)
+    return parser.parse_args()
+
+
+def print_parity(title: str, parity: Parity, unit: str) -> None:
+    sizes = ', '.join('x'.join(map(str, size)) for size in parity.sizes)
+    print(
+        f'{title} (batches {sizes}):\n'
+        f'  largest raw error, of the largest magnitude: {parity.worst:.2e}\n'
+        f'  {unit}: {parity.same} of {parity.total} agree ({parity.agreement:.4%})'
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    if args.size and (args.dynamic or min(args.size) < SMALLEST):
+        raise UserError(f'--size: at least {SMALLEST} {SMALLEST}, and not with --dynamic')
+    cfg = load_config(args.config, args.cfg_options)
+    path = args.out or Path(cfg.work_dir, Path(args.config).stem + SUFFIXES[args.to])
+    if path.suffix != SUFFIXES[args.to]:
+        raise UserError(f'--out {path}: --to {args.to} writes a {SUFFIXES[args.to]} file')
+    images = find_media(args.parity)[0] if args.parity else []
+    inferencer = build_inferencer(cfg, args.checkpoint, 'cpu', unsafe_load=args.unsafe_load)
+    reference = copy.deepcopy(inferencer.model)
+    if args.fuse:
+        fold(inferencer.model)
+    size = None if args.dynamic else tuple(args.size or usual_size(inferencer))
+    bfloat16 = args.dtype == 'bfloat16'
+    graph, run = export(inferencer, Options(args.to, path, size, bfloat16, args.nms))
+    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+    unit = 'pixels' if graph.outputs[0] == 'labels' else 'detections'
+    if bfloat16:
+        batches = parity_images(inferencer, images, size)
+        effect = compare(graph, reference, run, batches)
+        print_parity('with the float32 weights, to see what the rounding does', effect, unit)
+        reference = inferencer.model
+        round_weights(reference)
+    parity = compare(graph, reference, run, parity_images(inferencer, images, size))
+    print_parity('with the model', parity, unit)
+    if not parity.holds:
+        print('the file does NOT compute what the model does')
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

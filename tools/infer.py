@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Predict images and videos with a detector or a segmentor.
+
+Writes OUT/pictures, and for detection OUT/results.json (COCO results) with OUT/images.json (what
+its numbers stand for), for segmentation OUT/labels (PNGs) with OUT/classes.json.
+
+Exit code: 0, 1 if an input could not be read (each is named), 2 if the call is wrong.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import add_config_options, add_unsafe_load, run_tool
+from engine.errors import UserError
+from engine.inference import build_inferencer
+from engine.media import find_media
+from engine.predictions import infer_files
+from engine.runtime import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        'inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"'
+    )
+    parser.add_argument(
+        '--out', type=Path, help='folder of the results (work_dirs/CONFIG/predictions)'
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        metavar='S',
+        help='detections with this score or less are neither drawn nor written (0.3)',
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (a GPU if there is one)')
+    parser.add_argument(
+        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
+    )
+    parser.add_argument('--batch', type=int, default=1, help='images of one forward pass (1)')
+    parser.add_argument('--no-pictures', action='store_true', help='write the results alone')
+    add_config_options(parser)
+    add_unsafe_load(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.batch < 1:
+        raise UserError(f'--batch {args.batch}: at least 1')
+    cfg = load_config(args.config, args.cfg_options)
+    if args.score_thr is not None and cfg.default_scope != 'mmdet':
+        raise UserError('--score-thr is for detection; label maps have no scores')
+    out = args.out or Path(cfg.work_dir, 'predictions')
+    paths, nothing = find_media(args.inputs, leave_out=out)
+    inferencer = build_inferencer(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
+    for given, reason in nothing:
+        print(f'skipped {given}: {reason}', file=sys.stderr)
+    start = time.monotonic()
+    done, unreadable = infer_files(
+        inferencer,
+        paths,
+        out,
+        0.3 if args.score_thr is None else args.score_thr,
+        args.batch,
+        not args.no_pictures,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    seconds = time.monotonic() - start
+    skipped = len(unreadable) + len(nothing)
+    print(
+        f'{done} results in {out} ({done / max(seconds, 1e-9):.1f} a second)'
+        + (f'; {skipped} inputs skipped, named above' if skipped else '')
+    )
+    if skipped:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
