@@ -1,0 +1,152 @@
+"""What a validation leaves for the report, in the folder ``validation`` of a work directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+SUMMARY = 'summary.json'
+# Pictures of each of best, median and worst.
+PICTURES = 3
+
+
+def choose(scores: Sequence[float], count: int = PICTURES) -> dict[str, list[int]]:
+    """Return the positions of the best, the median and the worst scores, none of them twice.
+
+    Args:
+        scores: A score for each image, the more the better.
+        count: At most so many of each kind.
+    """
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    count = max(1, min(count, len(order) // 3))
+    best, worst, between = order[:count], order[count:][-count:], order[count : len(order) - count]
+    start = max(0, (len(between) - count) // 2)
+    return {'best': best, 'median': between[start : start + count], 'worst': worst}
+
+
+def label_record(sample: Any, classes: int, ignore_index: int) -> dict[str, Any]:
+    """Return what the report needs of one segmented image.
+
+    Args:
+        sample: A data sample with ``gt_sem_seg`` and ``pred_sem_seg``, (1, H, W) each.
+        classes: Number of classes.
+        ignore_index: The label that does not count.
+
+    Returns:
+        The image's ``path``; its mean IoU over the classes that occur as ``score``; the cells of
+        its confusion matrix that are not zero, as ``cells`` and ``counts``; and both label maps
+        as PNG files: ``truth`` and ``prediction``.
+    """
+    prediction = sample.pred_sem_seg.data.squeeze(0).int()
+    truth = sample.gt_sem_seg.data.squeeze(0).to(prediction)
+    counted = (truth != ignore_index) & (truth >= 0) & (truth < classes)
+    # The last of these cells takes what does not count.
+    cell = torch.where(counted, truth * classes + prediction, classes * classes)
+    cells = torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1]
+    iou = intersection_over_union(cells.reshape(classes, classes).cpu().numpy())
+    [places] = cells.nonzero(as_tuple=True)
+    return dict(
+        path=os.path.abspath(sample.img_path),
+        score=float(np.nanmean(iou)) if np.isfinite(iou).any() else float('nan'),
+        cells=places.cpu().numpy(),
+        counts=cells[places].cpu().numpy(),
+        truth=_png(truth),
+        prediction=_png(prediction),
+    )
+
+
+def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class, NaN where a class does not occur.
+
+    Args:
+        confusion: Pixels by true class (rows) and predicted class, (K, K).
+    """
+    hits = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def describe_segmentation(
+    records: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Sum the records of all images, and write the chosen label maps.
+
+    Args:
+        records: As `label_record` returns them, of every process.
+        metainfo: The data set's, with ``classes``.
+        folder: Where the label maps go.
+    """
+    classes = len(metainfo['classes'])
+    confusion = np.zeros(classes * classes, dtype=np.int64)
+    for record in records:
+        confusion[record['cells']] += record['counts']
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob('*.png'):
+        old.unlink()
+    scored = [record for record in records if np.isfinite(record['score'])]
+    pictures = []
+    for kind, places in choose([record['score'] for record in scored]).items():
+        for number, place in enumerate(places, start=1):
+            record = scored[place]
+            names = {side: f'{kind}_{number}_{side}.png' for side in ('truth', 'prediction')}
+            for side, name in names.items():
+                (folder / name).write_bytes(record[side])
+            pictures.append(dict(kind=kind, image=record['path'], score=record['score'], **names))
+    return dict(
+        kind='segmentation',
+        **_names(metainfo),
+        confusion=confusion.reshape(classes, classes).tolist(),
+        pictures=pictures,
+    )
+
+
+def describe_detection(metric: Any, evaluators: Sequence[Mapping], dataset: Any) -> dict[str, Any]:
+    """Say where an evaluator of the COCO kind has written its results, and what they are of.
+
+    Args:
+        metric: A ``CocoMetric`` that has evaluated with an ``outfile_prefix``.
+        evaluators: The config's evaluators; the one of the metric names its annotation file.
+        dataset: The data set, for the paths of the images.
+    """
+    prefix = metric.outfile_prefix
+    [ann_file, *_] = [e.get('ann_file') for e in evaluators if e['type'] == type(metric).__name__]
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    return dict(
+        kind='detection',
+        **_names(dataset.metainfo),
+        ann_file=os.path.abspath(ann_file or f'{prefix}.gt.json'),
+        results={
+            kind: f'{prefix}.{kind}.json' for kind in ('bbox', 'segm') if kind in metric.metrics
+        },
+        images={str(info['img_id']): os.path.abspath(info['img_path']) for info in infos},
+    )
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary in one step, so that an interruption leaves the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f'{SUMMARY}.partial'
+    partial.write_text(json.dumps(summary))
+    partial.replace(folder / SUMMARY)
+
+
+def _names(metainfo: Mapping[str, Any]) -> dict[str, Any]:
+    palette = metainfo.get('palette')
+    return dict(
+        classes=list(metainfo['classes']),
+        palette=[list(map(int, colour)) for colour in palette] if palette else None,
+    )
+
+
+def _png(labels: torch.Tensor) -> bytes:
+    array = labels.cpu().numpy()
+    array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
+    # The fastest level: a validation waits for it.
+    return cv2.imencode('.png', array, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

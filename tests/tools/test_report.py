@@ -1,0 +1,29 @@
+"""`tools/report.py` as a user runs it."""
+
+from __future__ import annotations
+
+from tests.engine.report_runs import train_record, val_record, write_session
+
+
+def test_one_work_dir_gets_its_page(run, tmp_path):
+    write_session(tmp_path / 'work', [train_record(10), val_record(1, 0.5)])
+    done = run('report.py', 'work', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == 'work/report.html'
+    assert '<h1>Training report: work</h1>' in (tmp_path / 'work/report.html').read_text()
+
+
+def test_several_are_compared(run, tmp_path):
+    for name in 'abc':
+        write_session(tmp_path / name, [train_record(10)])
+    done = run('report.py', 'a', 'b', 'c', '--out', 'pages/abc.html', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'Comparison of 3 trainings' in (tmp_path / 'pages/abc.html').read_text()
+
+
+def test_a_wrong_folder_is_one_line(run, tmp_path):
+    done = run('report.py', 'none', cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        'error: none is not a folder; name the work directory of a training'
+    )

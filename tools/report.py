@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Write the report of a training, or compare several: one HTML file that needs nothing else."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+from engine.report.page import write_report
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='several are compared'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='FILE',
+        help='the page; by default WORK_DIR/report.html, of several comparison.html here',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    print(write_report(args.work_dirs, args.out))
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
