@@ -8,7 +8,7 @@ TEST_JOBS ?= 2
 export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready peers doctor demo test test-all lint format clean
+.PHONY: help setup ready peers doctor browser demo test test-all soak lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ ready:
 peers:  ## prepare .venv-peers: timm, transformers and mmpretrain, to compare with
 	@tools/setup_peers.sh
 
+browser:  ## what the browser's tests need: Chromium (apt, as root), its driver and axe-core (npm)
+	@command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium nodejs npm; } || \
+	  echo 'chromium could not be installed (sudo apt-get install chromium nodejs npm): tests/browser will be skipped'
+	@npm ci --prefix tests/browser --no-audit --no-fund || echo 'npm ci failed: tests/browser will be skipped'
+
 doctor: ready  ## check the environment, with a remedy for each problem
 	@$(PY) tools/doctor.py
 
@@ -46,12 +51,15 @@ define parity
 endef
 
 test: ready  ## the fast tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
 	$(call parity,not slow)
 
-test-all: ready  ## every test
-	@$(PY) -m pytest -m '' --ignore tests/parity
+test-all: ready browser  ## every test but the soak
+	@$(PY) -m pytest -m 'not soak' --ignore tests/parity
 	$(call parity,)
+
+soak: ready  ## kills, signals, damage and full disks by the hundred: up to an hour on 2 cores
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/soak -m soak -n $(TEST_JOBS) --dist loadfile
 
 lint: ready  ## style checks
 	@$(PY) -m ruff check
@@ -60,6 +68,11 @@ lint: ready  ## style checks
 format: ready  ## apply the style
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
+
+docs: ready  ## the documentation site, in build/site
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@$(PY) -m mkdocs build --quiet
+	@echo 'open build/site/index.html'
 
 clean:  ## remove caches and build products (not .venv*, work_dirs or data)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

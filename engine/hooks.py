@@ -18,6 +18,7 @@ from backbones.checkpoints import CheckpointError
 
 from .errors import UserError
 from .loading import fit, own_names, reorder_optimizer
+from .report.hook import ReportHook as ReportHook  # configs import this module for its hooks
 
 
 def batch_factors(cfg: Config) -> tuple[int, int, int]:

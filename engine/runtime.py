@@ -16,15 +16,19 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.optim import OptimWrapper
 from mmengine.registry import METRICS, init_default_scope
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
-from backbones.checkpoints import localise, read_checkpoint
+from backbones.checkpoints import localise
 
 from .errors import UserError
 from .hooks import BatchReportHook, batch_factors
 from .overrides import apply_overrides
 from .preflight import pretrained_cfgs
+from .reliability.loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
+from .reliability.workers import clear_errors, with_timeout
+from .safe_files import install_reader
 
 
 def load_config(
@@ -80,7 +84,29 @@ def enable_lr_scaling(cfg: Config) -> None:
 
 
 class ScalingRunner(Runner):
-    """mmengine's Runner, with accumulated batches counted when the learning rate is scaled."""
+    """mmengine's Runner, with accumulated batches counted when the learning rate is scaled.
+
+    Where the config names mmengine's training loops, it takes ours, which resume exactly.
+    """
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any],
+        seed: int | None = None,
+        diff_rank_seed: bool = False,
+    ) -> DataLoader:
+        """Build a loader as mmengine does; it does not wait for a stuck worker for ever."""
+        if not isinstance(dataloader, DataLoader):
+            dataloader = with_timeout(dataloader)
+        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def train(self) -> nn.Module:
+        """Train; a dead or stuck worker is an error of one line."""
+        with clear_errors():
+            return super().train()
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        return super().build_train_loop(_exact(loop) if isinstance(loop, dict) else loop)
 
     def scale_lr(
         self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None
@@ -91,6 +117,19 @@ class ScalingRunner(Runner):
             # Beside the optimizer's groups, the wrapper has the one whose rate the log shows.
             for group in optim_wrapper.param_groups:
                 group['lr'] *= ratio
+
+
+def _exact(loop: dict[str, Any]) -> dict[str, Any]:
+    """Return a training loop's config with our loop in place of mmengine's."""
+    if 'type' in loop and 'by_epoch' in loop:
+        return loop  # mmengine refuses both
+    by_epoch = loop.get('by_epoch')
+    kind = loop.get('type', 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
+    for ours in (ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop):
+        name = ours.__name__.removeprefix('Exact')
+        if getattr(kind, '__name__', kind) in (name, f'mmengine.{name}'):
+            kind = ours.__name__
+    return {key: value for key, value in loop.items() if key != 'by_epoch'} | dict(type=kind)
 
 
 def use_mirror(cfg: Config, mirror: str | None) -> None:
@@ -129,10 +168,14 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         cfg.default_hooks.visualization.test_out_dir = folder
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:
     """Build the Runner; without a GPU, use gloo between processes and plain batch norm.
 
     Every checkpoint that the run loads from a file is read by `backbones.checkpoints`.
+
+    Args:
+        cfg: The config, from `load_config`.
+        unsafe_load: Run the code that checkpoints hold.
 
     Raises:
         UserError: The launcher does not fit: torchrun's without torchrun, Slurm's without srun,
@@ -146,7 +189,7 @@ def build_runner(cfg: Config) -> Runner:
             raise UserError(f'--launcher {launcher} {remedy}')
     _check_evaluators(cfg)
     notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
-    CheckpointLoader.register_scheme('', read_checkpoint, force=True)
+    install_reader(unsafe_load)
     runner = ScalingRunner.from_cfg(cfg)
     runner.register_hook(BatchReportHook())
     for note in notes:

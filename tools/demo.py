@@ -50,7 +50,8 @@ def main() -> None:
     metrics = json.loads(newest(work_dir, '*/*.json').read_text())
     print(f'\n=== Done in {(time.monotonic() - start) / 60:.1f} minutes\n\nBox AP, validation set:')
     print_table(metrics)
-    print(f'\n  pictures    {pictures} (left: ground truth, right: prediction)')
+    print(f'\n  report      {work_dir / "report.html"}')
+    print(f'  pictures    {pictures} (left: ground truth, right: prediction)')
     print(f'  log         {log}\n  checkpoint  {checkpoint}')
 
 

@@ -3,16 +3,19 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
+# The imports take seconds; a request to stop waits until there is a handler.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mmengine.runner import find_latest_checkpoint
 
 from backbones.checkpoints import MIRROR_VARIABLE
 from engine.cli import add_run_arguments, run_tool
 from engine.preflight import check_run
+from engine.reliability.preemption import watch
+from engine.reliability.resume import candidates
 from engine.runtime import build_runner, enable_amp, enable_lr_scaling, load_config, use_mirror
 
 
@@ -35,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from a checkpoint, by default the latest in the work directory',
+        help='go on from a checkpoint, by default the newest intact one in the work directory',
     )
     add_run_arguments(parser)
     return parser.parse_args()
@@ -43,6 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    watch()
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
@@ -50,10 +54,10 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
-    check_run(cfg, ['train', 'val'])
-    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+    check_run(cfg, ['train', 'val'], args.unsafe_load)
+    if args.resume == 'auto' and not candidates(cfg.work_dir):
         print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')
-    build_runner(cfg).train()
+    build_runner(cfg, args.unsafe_load).train()
 
 
 if __name__ == '__main__':

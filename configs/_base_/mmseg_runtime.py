@@ -1,12 +1,19 @@
-custom_imports = dict(imports=['backbones', 'engine.hooks'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['backbones', 'engine.hooks', 'engine.reliability'], allow_failed_imports=False
+)
 custom_hooks = [dict(type='EmptyResultHook'), dict(type='StrictLoadHook')]
 
 default_scope = 'mmseg'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    logger=dict(type='SteadyLoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4000),
+    checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False, interval=4000, minutes=30),
+    preemption=dict(type='PreemptionHook'),
+    resume=dict(type='IntactResumeHook'),
+    numerical_guard=dict(type='NumericalGuardHook'),
+    dirty_data=dict(type='DirtyDataHook'),
+    report=dict(type='ReportHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
@@ -15,7 +22,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-vis_backends = [dict(type='LocalVisBackend')]
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'

@@ -31,7 +31,9 @@ def test_the_navigation_has_every_page():
     assert sorted(_leaves(nav)) == [page.name for page in PAGES]
 
 
-@pytest.mark.parametrize('page', [*PAGES, ROOT / 'README.md', ROOT / 'CONTRIBUTING.md'], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'page', [*PAGES, ROOT / 'README.md', ROOT / 'CONTRIBUTING.md'], ids=lambda path: path.name
+)
 def test_links_lead_somewhere(page):
     for link in _LINK.findall(page.read_text()):
         if '://' in link:

@@ -1,0 +1,136 @@
+"""The checkpoint that a run goes on from."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
+
+from ..errors import UserError
+
+_NAME = re.compile(r'(epoch|iter)_\d+\.pth')
+
+
+class _Found(NamedTuple):
+    path: Path
+    fault: str | None = None
+    saved_at: float = 0.0
+    iteration: int = 0
+
+
+def candidates(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints of a work directory that a run may go on from, by name."""
+    folder = Path(folder)
+    pointed = _pointed(folder)
+    folders = {folder} | ({pointed.parent} if pointed else set())
+    found = {
+        path for f in folders if f.is_dir() for path in f.iterdir() if _NAME.fullmatch(path.name)
+    }
+    return sorted(found | ({pointed} if pointed else set()))
+
+
+def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint of a work directory that is as it was written.
+
+    ``last_checkpoint`` adds the folder and the file that it names; what is newest, the
+    checkpoints themselves say.
+
+    Args:
+        folder: The work directory.
+        since: Leave out those saved before, in seconds since 1970.
+
+    Returns:
+        The path, None if there is not one; and a line on each that was passed over.
+
+    Raises:
+        UserError: There are checkpoints, and none of them can be used.
+    """
+    found = [_examine(path) for path in candidates(folder)]
+    faulty = [f'{each.path}: {each.fault}' for each in found if each.fault]
+    usable = [each for each in found if not each.fault and each.saved_at >= since]
+    if usable:
+        return max(usable, key=lambda each: (each.saved_at, each.iteration)).path, faulty
+    if faulty and len(faulty) == len(found):
+        raise UserError(
+            f'no checkpoint in {folder} can be resumed from ({"; ".join(faulty)}); name another '
+            'with --resume PATH, or take these away to start anew'
+        )
+    return None, faulty
+
+
+@HOOKS.register_module()
+class IntactResumeHook(Hook):
+    """Makes a run that resumes go on from the newest intact checkpoint.
+
+    mmengine takes what ``last_checkpoint`` names, whatever is there. One rank looks for all. A run
+    that torchrun started again after a failure goes on from what it had saved, even if its
+    command line says to begin with something else; ``LAUNCH_TIME`` (seconds since 1970), which
+    tools/launch.sh sets, tells its checkpoints from those of an earlier run in the same folder.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        if runner._train_loop is None or runner._has_loaded:
+            return
+        restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+        automatic = runner._resume and runner._load_from is None
+        if not automatic and not restarted:
+            return
+        since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
+        answer = [_answer(runner.work_dir, since) if is_main_process() else None]
+        broadcast_object_list(answer)
+        path, passed_over, error = answer[0]
+        if error and automatic:
+            raise UserError(error)
+        for line in passed_over:
+            runner.logger.warning(f'Not resumed from {line}')
+        if path is not None:
+            runner._resume, runner._load_from = True, path
+            runner.logger.info(f'Resuming from {path}.')
+
+
+def _answer(folder: str, since: float) -> tuple[str | None, list[str], str | None]:
+    try:
+        path, passed_over = newest_intact(folder, since)
+    except UserError as error:
+        return None, [], str(error)
+    return path and str(path), passed_over, None
+
+
+def _pointed(folder: Path) -> Path | None:
+    """What ``last_checkpoint`` names; a folder that was copied or moved has its own files."""
+    pointer = folder / 'last_checkpoint'
+    name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    if not name or '\0' in name or is_url(name):
+        return None
+    own = folder / Path(name).name
+    return own if own.exists() else Path(name)
+
+
+def _examine(path: Path) -> _Found:
+    try:
+        checkpoint = read_checkpoint(path, map_location='meta')
+        if not _records_are_whole(path):
+            return _Found(path, 'damaged')
+    except CheckpointError as error:
+        return _Found(path, str(error.__cause__ or error))
+    if not isinstance(checkpoint, dict) or not {'meta', 'optimizer'} <= set(checkpoint):
+        return _Found(path, 'it holds weights alone')
+    meta = checkpoint['meta']
+    return _Found(path, None, meta.get('saved_at', path.stat().st_mtime), meta.get('iter', 0))
+
+
+def _records_are_whole(path: Path) -> bool:
+    """Compare the checksums that a zip has of its parts, if the file has none of the whole."""
+    if not zipfile.is_zipfile(path):
+        return True
+    with zipfile.ZipFile(path) as archive:
+        return bool(archive.comment) or archive.testzip() is None

@@ -1,0 +1,152 @@
+"""A dead or stuck data loading worker ends the run within a minute, in one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from ..errors import RankError, UserError
+
+# Seconds without a batch after which a run stops; with the time to stop, within a minute.
+TIMEOUT = 45
+_GRACE = 5.0  # more, before a worker is killed
+_gave_up = threading.Event()
+_GO_ON = 'then go on with --resume'
+
+
+def with_timeout(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataloader's config with a timeout, if it has workers and none is set.
+
+    torch waits for ever by default. Slow storage may need more for its first batches:
+    ``--cfg-options train_dataloader.timeout=300``; 0 is torch's default again.
+    """
+    timeout = dict(timeout=TIMEOUT) if dataloader.get('num_workers', 0) > 0 else {}
+    return timeout | dict(dataloader)
+
+
+def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
+    """Yield a loader's batches, and kill its workers if one does not come.
+
+    torch's own timeout does not cover the last part, in which it fetches a batch's memory from the
+    worker: a worker that stands still as a whole, not only its loading, holds it up for ever.
+
+    Args:
+        batches: The iterator of a DataLoader.
+        timeout: The loader's, in seconds; 0 for none.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    end = object()
+    batch = None
+    while batch is not end:
+        timer = threading.Timer(timeout + _GRACE, _give_up)
+        timer.daemon = True
+        if timeout:
+            timer.start()
+        try:
+            batch = next(batches, end)
+        except (OSError, EOFError) as error:
+            # torch tells of a death only once, and then that may be lost in a finalizer
+            _raise_if_dead(workers, error)
+            raise
+        finally:
+            timer.cancel()
+        if batch is not end:
+            yield batch
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn what torch says of dead and stuck workers, and of other processes, into one line.
+
+    Put it around the whole training: torch reports a dead worker wherever the process is just then.
+    After such an error the process should end: its workers are killed.
+
+    Raises:
+        RankError: A worker died or is stuck, or another process of the run has ended.
+        UserError: A worker raised one.
+    """
+    _gave_up.clear()
+    try:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception:
+            # What a dying worker breaks, a connection or half an object, may come before its death,
+            # of which torch's handler of signals tells: it raises in here.
+            time.sleep(1)
+            raise
+    except Exception as error:
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+        clear = _explain(error)
+        if clear is None:
+            if handler is not None:
+                signal.signal(signal.SIGCHLD, handler)
+            raise
+        _kill_workers()
+        raise clear from error
+
+
+def _explain(error: Exception) -> UserError | None:
+    text = str(error)
+    if isinstance(error, UserError):
+        # torch put a worker's traceback before the message
+        inner = re.search(r'Error: (.*)\Z', text.strip())
+        if inner is None or 'in DataLoader worker process' not in text:
+            return None
+        return type(error)(inner.group(1))
+    if text.startswith('DataLoader timed out') or _gave_up.is_set():
+        return RankError(
+            'no batch came from the data loading workers within train_dataloader.timeout: one is '
+            'stuck, or the storage is slow. If it is only slow, give it more time with '
+            f'--cfg-options train_dataloader.timeout=300; {_GO_ON}'
+        )
+    if str(error.__cause__).startswith('DataLoader worker'):
+        text = str(error.__cause__)  # knows the signal
+    worker = re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', text, re.DOTALL)
+    if worker is None:
+        if isinstance(error, RuntimeError) and re.search(r'Connection (closed|reset)', text):
+            return RankError('another process of this run has ended; its own message says why')
+        return None
+    pids, end = worker.groups()
+    end = end.strip().partition('\n')[0].rstrip('. ')
+    if 'Bus error' in text or 'SIGBUS' in text:
+        remedy = 'shared memory is full: enlarge /dev/shm (docker run --shm-size=16g)'
+    else:
+        remedy = (
+            'the system kills a process when memory runs out: give the job more, or lower '
+            'train_dataloader.num_workers or batch_size'
+        )
+    return RankError(f'data loading worker {pids} {end}; {remedy}; {_GO_ON}')
+
+
+def _raise_if_dead(workers: list[BaseProcess], error: Exception) -> None:
+    """Raise as torch does, if a worker has died or is about to."""
+    connection.wait([worker.sentinel for worker in workers], timeout=1)
+    for worker in workers:
+        if (worker.exitcode or 0) < 0:
+            name = signal.Signals(-worker.exitcode).name
+            raise RuntimeError(
+                f'DataLoader worker (pid {worker.pid}) is killed by signal: {name}'
+            ) from error
+
+
+def _give_up() -> None:
+    _gave_up.set()
+    _kill_workers()
+
+
+def _kill_workers() -> None:
+    """End this process's workers: one that is stuck would hold up the exit for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
