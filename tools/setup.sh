@@ -28,7 +28,8 @@ esac
 ! holds $other || die "$VENV holds the $other stack, whose files $STACK would overwrite: add" \
   "VENV=.venv-$STACK, or remove $VENV"
 
-stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh | sha256sum | cut -c-12)
+stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/{native.cpp,library.py} |
+  sha256sum | cut -c-12)
 finish_if_ready() {
   [[ -f $stamp && -x $VENV/bin/python ]] || return 0
   [[ ${1:-} == --quiet ]] || echo "$VENV is ready (stack $STACK); 'make doctor' checks it"
@@ -117,6 +118,8 @@ say "installing the $STACK stack, the tests' tools and this project"
 pip install -r "requirements/stack-$STACK.txt" -r requirements/runtime.txt -r requirements/tests.txt
 pip install --no-deps --no-build-isolation --editable .
 [[ $(torch_version) == "$torch" ]] || die "torch changed from $torch to $(torch_version): remove $VENV and run again"
+say "compiling the CPU operators' loops"
+"$python" tools/build_ops.py >/dev/null || say 'going on without them'  # then plain torch does their work
 rm -f "$VENV"/.setup-*-*
 touch "$stamp"
 say 'done; checking'

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import cpu, reference
+from . import cpu, native, reference
 from .paths import resolve
 
 
@@ -93,6 +93,8 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _module(path: str):
     if path == 'cpu':
         return cpu
+    if path == 'native':
+        return native
     from . import triton
 
     return triton

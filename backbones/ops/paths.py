@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-PATHS = ('auto', 'reference', 'cpu', 'triton')
+from . import native
+
+PATHS = ('auto', 'reference', 'cpu', 'native', 'triton')
 _default = 'auto'
 
 
@@ -17,8 +19,9 @@ def use(path: str) -> Iterator[None]:
     """Let every operator that is called with 'auto' take this path.
 
     Args:
-        path: 'reference' is plain torch, 'cpu' and 'triton' are fused; 'auto' takes 'cpu' for
-            tensors on a CPU and 'reference' for others.
+        path: 'reference' is plain torch, 'cpu', 'native' and 'triton' are fused; 'auto' takes
+            'native' for tensors on a CPU, or 'cpu' where its loops are not compiled, and
+            'reference' for others.
 
     Raises:
         ValueError: There is no such path.
@@ -41,6 +44,11 @@ def checked(path: str) -> str:
         raise ValueError(f'ops must be one of {", ".join(PATHS)}, got {path!r}')
     if path == 'triton' and not has_triton():
         raise ValueError("ops='triton' needs the package triton; pip install triton, or 'auto'")
+    if path == 'native' and not native.AVAILABLE:
+        raise ValueError(
+            "ops='native' needs loops compiled for this processor; tools/build_ops.py compiles "
+            "them, or take 'auto'"
+        )
     return path
 
 
@@ -50,20 +58,24 @@ def has_triton() -> bool:
 
 
 def resolve(path: str, device_type: str) -> str:
-    """Return the path that an operator takes: 'reference', 'cpu' or 'triton'.
+    """Return the path that an operator takes: 'reference', 'cpu', 'native' or 'triton'.
 
     Triton's kernels have run in its interpreter only, so on a GPU they must be asked for. Exports
     always take the reference, whose operators other runtimes know.
 
     Raises:
-        ValueError: The path is 'cpu' and the device is not.
+        ValueError: The path is 'cpu' or 'native' and the device is no CPU.
     """
     path = _default if path == 'auto' else path
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return 'reference'
-    if path == 'cpu' and device_type != 'cpu':
+    if path in ('cpu', 'native') and device_type != 'cpu':
         # Its backward of the average pooling is wrong on some GPUs (pytorch#188344).
-        raise ValueError(f"ops='cpu' is for a CPU, the tensors are on {device_type}; take 'auto'")
+        raise ValueError(
+            f"ops={path!r} is for a CPU, the tensors are on {device_type}; take 'auto'"
+        )
     if path != 'auto':
         return path
-    return 'cpu' if device_type == 'cpu' else 'reference'
+    if device_type != 'cpu':
+        return 'reference'
+    return 'native' if native.AVAILABLE else 'cpu'

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones import ops
-from backbones.ops import cpu, reference
+from backbones.ops import cpu, native, reference
 
 EPS = 1e-5
 NAMES = {
@@ -16,6 +18,13 @@ NAMES = {
     'pool_mix': ('weight', 'bias', 'scale'),
     'norm_mlp': ('weight', 'bias', 'w1', 'b1', 'w2', 'b2', 'scale'),
 }
+
+
+@pytest.fixture(params=['cpu', 'native'])
+def path(request):
+    if request.param == 'native' and not native.AVAILABLE:
+        pytest.skip('the loops are not compiled: tools/build_ops.py')
+    return request.param
 
 
 def _inputs(shape, seed=0, mean=0.0, std=1.0, hidden=None):
@@ -69,11 +78,11 @@ def _error(result, truth):
     return {name: float(d.norm() / (truth[name].norm() + 1e-30)) for name, d in difference.items()}
 
 
-def _assert_as_good_as_torch(operator, inputs, dtype, autocast=None, absent=(), **options):
+def _assert_as_good_as_torch(operator, inputs, dtype, path, autocast=None, absent=(), **options):
     inputs = _rounded(inputs, dtype)
     truth = _run(operator, inputs, torch.float64, 'reference', absent)
     eager = _error(_run(operator, inputs, dtype, 'reference', absent, autocast), truth)
-    ours = _error(_run(operator, inputs, dtype, 'cpu', absent, autocast, **options), truth)
+    ours = _error(_run(operator, inputs, dtype, path, absent, autocast, **options), truth)
     # Where torch happens to be nearly exact, a few roundings are allowed instead.
     floor = 4 * torch.finfo(dtype).eps
     for name, error in ours.items():
@@ -112,22 +121,53 @@ def test_any_shape_and_chunk(operator, shape, seed, chunk):
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.tuples(
+        st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)
+    ).filter(lambda s: s[1] * s[2] * s[3] > 9),
+    seed=st.integers(0, 99),
+    chunk=st.sampled_from([1, 800, 1 << 20]),
+    threads=st.integers(1, 3),
+    absent=st.sampled_from([(), ('scale',), ('drop',), ('bias', 'b1', 'b2', 'drop')]),
+    recompute=st.booleans(),
+)
+@pytest.mark.parametrize('operator', NAMES)
+@pytest.mark.skipif(not native.AVAILABLE, reason='the loops are not compiled: tools/build_ops.py')
+def test_any_shape_and_chunk_in_loops(operator, shape, seed, chunk, threads, absent, recompute):
+    inputs = _rounded(_inputs(shape, seed), torch.float32)
+    truth = _run(operator, inputs, torch.float64, 'reference', absent)
+    options = {'recompute': True} if recompute and operator == 'norm_mlp' else {}
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, 'CHUNK', chunk)
+        torch.set_num_threads(threads)
+        ours = _run(operator, inputs, torch.float32, 'native', absent, **options)
+        torch.set_num_threads(before)
+    # Where a sample hardly varies, its gradient is a difference of large numbers.
+    spread = inputs['x'].std((1, 2, 3), correction=0).min().clamp(max=1).item()
+    for name, value in truth.items():
+        scale = 1 + value.abs().max().item()
+        bound = 2e-5 * scale / spread**2
+        torch.testing.assert_close(ours[name].double(), value, rtol=0, atol=bound, msg=name)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ('mean', 'std'), [(0.0, 1.0), (10.0, 1.0), (1e3, 1.0), (0.0, 1e-4)], ids=str
 )
 @pytest.mark.parametrize('operator', NAMES)
-def test_as_accurate_as_torch(operator, mean, std, dtype):
+def test_as_accurate_as_torch(operator, mean, std, dtype, path):
     inputs = _inputs((2, 16, 19, 23), mean=mean, std=std)
-    _assert_as_good_as_torch(operator, inputs, dtype)
+    _assert_as_good_as_torch(operator, inputs, dtype, path)
 
 
 @pytest.mark.parametrize('autocast', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('mean', [0.0, 10.0, 1e3])
 @pytest.mark.parametrize('operator', NAMES)
-def test_as_accurate_as_torch_under_autocast(operator, mean, autocast):
+def test_as_accurate_as_torch_under_autocast(operator, mean, autocast, path):
     inputs = _inputs((2, 16, 19, 23), mean=mean)
-    _assert_as_good_as_torch(operator, inputs, torch.float32, autocast)
+    _assert_as_good_as_torch(operator, inputs, torch.float32, path, autocast)
 
 
 def test_autocast_keeps_the_stream_in_float32():
@@ -152,19 +192,22 @@ def test_autocast_keeps_the_stream_in_float32():
     ids=lambda item: item[0],
 )
 @pytest.mark.parametrize('operator', NAMES)
-def test_any_memory_layout(operator, layout):
-    inputs = _inputs((2, 6, 5, 7))
+def test_any_memory_layout(operator, layout, path):
+    dtype, near = (torch.float64, 1e-11) if path == 'cpu' else (torch.float32, 1e-5)
+    inputs = _rounded(_inputs((2, 6, 5, 7)), dtype)
     truth = _run(operator, inputs, torch.float64, 'reference')
     for name in ('x', 'grad'):
         changed = dict(inputs, **{name: layout[1](inputs[name])})
-        ours = _run(operator, changed, torch.float64, 'cpu')
+        ours = _run(operator, changed, dtype, path)
         for key, value in truth.items():
-            torch.testing.assert_close(ours[key], value, rtol=1e-11, atol=1e-11, msg=key)
+            atol = near * (1 + value.abs().max().item())
+            torch.testing.assert_close(ours[key].double(), value, rtol=0, atol=atol, msg=key)
 
 
 @pytest.mark.parametrize('operator', NAMES)
-def test_uninitialised_memory_is_never_read(operator, monkeypatch):
-    inputs = _inputs((2, 6, 5, 7))
+def test_uninitialised_memory_is_never_read(operator, path, monkeypatch):
+    dtype, near = (torch.float64, 1e-11) if path == 'cpu' else (torch.float32, 1e-5)
+    inputs = _rounded(_inputs((2, 6, 5, 7)), dtype)
     truth = _run(operator, inputs, torch.float64, 'reference')
     plain_like, plain_new = torch.empty_like, torch.Tensor.new_empty
     monkeypatch.setattr(
@@ -173,9 +216,10 @@ def test_uninitialised_memory_is_never_read(operator, monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, 'new_empty', lambda *a, **k: plain_new(*a, **k).fill_(float('nan'))
     )
-    ours = _run(operator, inputs, torch.float64, 'cpu')
+    ours = _run(operator, inputs, dtype, path)
     for name, value in truth.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-11, atol=1e-11, msg=name)
+        atol = near * (1 + value.abs().max().item())
+        torch.testing.assert_close(ours[name].double(), value, rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize('operator', NAMES)
@@ -187,14 +231,14 @@ def test_gradcheck(operator):
     assert torch.autograd.gradcheck(lambda *t: function(*t, *extra, path='cpu'), values)
 
 
-def test_the_dead_bias_has_a_gradient_of_zeros():
+def test_the_dead_bias_has_a_gradient_of_zeros(path):
     inputs = _inputs((2, 6, 5, 7))
-    grads = _run('pool_mix', inputs, torch.float32, 'cpu')
+    grads = _run('pool_mix', inputs, torch.float32, path)
     assert torch.equal(grads['bias'], torch.zeros(6))
 
 
 @pytest.mark.parametrize('operator', NAMES)
-def test_torch_checks_the_registration(operator):
+def test_torch_checks_the_registration(operator, path):
     inputs = {name: value.float() for name, value in _inputs((2, 6, 5, 7)).items()}
     x = inputs['x'].contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = [inputs[name].requires_grad_() for name in NAMES[operator]]
@@ -204,7 +248,7 @@ def test_torch_checks_the_registration(operator):
         'norm_mlp': [inputs['drop'], EPS, torch.float32, True],
     }[operator]
     name = 'modified_layer_norm' if operator == 'norm' else operator
-    torch.library.opcheck(getattr(torch.ops.metaformer, name).default, (x, *weights, *extra, 'cpu'))
+    torch.library.opcheck(getattr(torch.ops.metaformer, name).default, (x, *weights, *extra, path))
 
 
 def test_reference_is_the_papers_equation():
@@ -222,3 +266,26 @@ def test_reference_is_the_papers_equation():
     arguments = (inputs[name] for name in ('weight', 'bias', 'scale'))
     out = reference.pool_mix(x, *arguments, None, EPS)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gelu_and_its_slope_everywhere(dtype):
+    values = [*torch.linspace(-9, 9, 20001).tolist(), -1e30, -1e4, 1e4, 1e30, 0.0, math.nan]
+    v = torch.tensor([values]).to(dtype)
+    exact, none = v.double().requires_grad_(), torch.zeros(v.shape[1])
+    truth = torch.nn.functional.gelu(exact)
+    (slope,) = torch.autograd.grad(truth.sum(), exact)
+    found, grad, again = v.clone(), torch.ones_like(v), torch.empty_like(v)
+    kind = native._SUFFIXES[dtype]
+    native._call(f'gelu_{kind}', found, none, None, *v.shape)
+    totals = torch.zeros(v.shape[1], dtype=torch.float64)
+    native._call(f'gelu_gradient_{kind}', v, none, grad, again, totals, *v.shape)
+    torch.testing.assert_close(found, again, rtol=0, atol=0, equal_nan=True)
+    near = 2e-7 if dtype == torch.float32 else 4e-3
+    bound = near * truth.detach().abs().clamp(min=3)
+    assert ((found - truth).detach().abs() <= bound)[0, :-1].all()
+    assert ((grad - slope).abs() <= (3e-7 if dtype == torch.float32 else 4e-3))[0, :-1].all()
+    assert found[0, -1].isnan()
+    assert not found[0, values.index(-1e30)]  # exactly
+    torch.testing.assert_close(totals.float()[:-1], grad[0, :-1].float(), rtol=4e-3, atol=2e-5)

@@ -1,0 +1,107 @@
+"""Building and finding the compiled loops."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from backbones.ops import cpu, library, products
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A copy of the source, for which nothing is built yet."""
+    path = tmp_path / library.SOURCE.name
+    shutil.copy(library.SOURCE, path)
+    monkeypatch.setattr(library, 'SOURCE', path)
+    monkeypatch.setattr('platform.machine', lambda: 'x86_64')
+    return path
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """Stands for a compiler that writes its last argument."""
+    script = tmp_path / 'compiler'
+    script.write_text('#!/bin/sh\nfor last; do :; done\necho compiled > "$last"\n')
+    script.chmod(0o755)
+    return script
+
+
+def _built(source):
+    return sorted(path.name for path in source.parent.glob('*.so'))
+
+
+def test_a_library_for_each_level_beside_the_source(source, compiler):
+    paths = library.build(str(compiler))
+    assert sorted(path.name for path in paths) == _built(source)
+    assert len(paths) == len(library.LEVELS)
+
+
+def test_what_is_built_is_not_built_again(source, compiler):
+    paths = library.build(str(compiler))
+    assert library.build('no-such-compiler') == paths
+
+
+def test_libraries_of_another_source_are_replaced(source, compiler):
+    old = library.build(str(compiler))
+    source.write_text(source.read_text() + '// changed\n')
+    assert library.load() is None
+    new = library.build(str(compiler))
+    assert not set(old) & set(new)
+    assert _built(source) == sorted(path.name for path in new)
+
+
+def test_without_a_compiler(source):
+    with pytest.raises(RuntimeError, match='no-such-compiler can not be run'):
+        library.build('no-such-compiler')
+    assert library.load() is None
+
+
+def test_a_compiler_that_fails_leaves_nothing(source, compiler):
+    compiler.write_text('#!/bin/sh\necho "native.cpp:1: error: too old" >&2\nexit 1\n')
+    with pytest.raises(RuntimeError, match='error: too old'):
+        library.build(str(compiler))
+    assert sorted(path.name for path in source.parent.iterdir()) == ['compiler', source.name]
+
+
+def test_another_kind_of_processor(source, monkeypatch):
+    monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    with pytest.raises(RuntimeError, match='aarch64'):
+        library.build()
+
+
+def test_a_library_that_does_not_load_is_passed_over(source, compiler):
+    library.build(str(compiler))
+    assert library.load() is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+def test_the_loops_compile_and_run(source):
+    library.build('g++')
+    call = library.load()
+    if call is None:
+        pytest.skip(f'no loops for {torch.backends.cpu.get_cpu_capability()}')
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    found = torch.empty(2), torch.empty(2)
+    call('moments_float', x, 2, x[0].numel(), 1e-5, *found)
+    for a, b in zip(found, cpu.moments(x, 1e-5), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_products_without_the_private_operator_are_the_same(dtype, monkeypatch):
+    tokens, weight, bias = (torch.randn(*size).to(dtype) for size in ((9, 5), (7, 5), (7,)))
+    found = [
+        products.product(tokens, weight, bias),
+        products.product(tokens @ weight.t(), weight.t()),
+    ]
+    monkeypatch.setattr(products, '_ROUTES', {})
+    expected = [
+        products.product(tokens, weight, bias),
+        products.product(tokens @ weight.t(), weight.t()),
+    ]
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, rtol=near, atol=near)

@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Compile the loops of the operators on CPUs (backbones/ops/native.cpp), as `make setup` does.
+
+Without them ops='auto' takes torch's own operators, which are slower.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backbones.ops import library
+from engine.cli import run_tool
+from engine.errors import UserError
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    try:
+        paths = library.build()
+    except RuntimeError as error:
+        raise UserError(
+            f"{library.SOURCE}: {error}; without it ops='auto' takes slower operators of torch"
+        ) from error
+    for path in paths:
+        print(path)
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
