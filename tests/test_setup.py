@@ -133,7 +133,7 @@ def test_metadata_reads_the_requirement_files():
         'options = read("setup.cfg")["options"]\n'
         'assert any(line.startswith("torch>=") for line in options["install_requires"])\n'
         'extras = options["extras_require"]\n'
-        'assert set(extras) == {"onedl", "openmmlab", "tests", "optional"}\n'
+        'assert set(extras) == {"onedl", "openmmlab", "tests", "optional", "export"}\n'
         'assert "onedl-mmcv==2.3.6" in extras["onedl"], extras\n'
     )
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, check=True)

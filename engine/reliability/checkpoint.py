@@ -183,6 +183,7 @@ class AtomicCheckpointHook(CheckpointHook):
         before = dict(runner.message_hub.runtime_info)
         best = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt')}
         runner.save_checkpoint = functools.partial(self._save, runner)
+        self._run_state = collect(runner)
         try:
             super()._save_best_checkpoint(runner, metrics)
             self.file_backend.remove_now()
@@ -193,6 +194,7 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.error(f'{error}; training goes on without it')
         finally:
             del runner.save_checkpoint
+            self._run_state = None
             self.file_backend = backend
 
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:

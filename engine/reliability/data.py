@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from .dirty_data import Quarantine, read
-from .sampling import Key, KeyedBatches
+from .sampling import Key, KeyedBatches, seed_process
 
 _OPTIONS = (
     'num_workers',
@@ -98,12 +98,8 @@ def exact_dataloader(
 @contextmanager
 def _seeded(key: Key) -> Iterator[None]:
     """Random states that depend on the key alone; afterwards those of before."""
-    # torch.manual_seed would seed the GPU too.
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    words = np.random.SeedSequence([key.seed, key.draw, int(key)]).generate_state(3, np.uint64)
-    random.seed(int(words[0]))
-    np.random.seed(words[1:2].view(np.uint32))
-    torch.default_generator.manual_seed(int(words[2]))
+    seed_process([key.seed, key.draw, int(key)])
     try:
         yield
     finally:

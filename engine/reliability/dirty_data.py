@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..errors import RankError, UserError
+from .sampling import seed_process
 
 FILE_NAME = 'quarantine.jsonl'
 # Samples that are tried in place of one that can't be read.
@@ -116,7 +116,7 @@ def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
     draw = np.random.default_rng(words)
     for attempt in range(SUBSTITUTES):
         other = int((index + 1 + draw.integers(max(1, len(dataset) - 1))) % len(dataset))
-        _seed([*words, attempt])
+        seed_process([*words, attempt])
         try:
             return _load(dataset, other)
         except (MemoryError, UserError):
@@ -291,10 +291,3 @@ def _describe(error: Exception) -> str:
 def _words(key: int) -> list[int]:
     """What a key is made of, as numbers that seed a generator."""
     return [int(key), int(getattr(key, 'draw', 0))]
-
-
-def _seed(words: list[int]) -> None:
-    state = int(np.random.SeedSequence(words).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    torch.default_generator.manual_seed(state)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info
@@ -186,3 +188,12 @@ def indices_from(sampler: InfiniteSampler, taken: int) -> Iterator[int]:
                 yield from range(sampler.size)
 
     return islice(endless(), offset, None, sampler.world_size)
+
+
+def seed_process(words: Sequence[int]) -> None:
+    """Seed python's, numpy's and torch's random states of the CPU from any number of words."""
+    # torch.manual_seed would seed the GPU too.
+    states = np.random.SeedSequence(words).generate_state(3, np.uint64)
+    random.seed(int(states[0]))
+    np.random.seed(states[1:2].view(np.uint32))
+    torch.default_generator.manual_seed(int(states[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from .validation import describe_detection, describe_segmentation, label_record,
 
 # Metrics that write COCO result files when they are given a prefix.
 _COCO_METRICS = ('CocoMetric', 'FasterCocoMetric')
+# Bytes; the results of COCO's validation set take 72 MB, with masks a few times that.
+_ROOM = 1 << 29
 
 
 @HOOKS.register_module()
@@ -41,9 +44,16 @@ class ReportHook(Hook):
 
     def before_val_epoch(self, runner) -> None:
         self._records, self._failed = [], not self.predictions
-        if self.predictions:
-            for metric in _metrics(runner, _COCO_METRICS):
-                metric.outfile_prefix = metric.outfile_prefix or str(_folder(runner) / 'results')
+        if not self.predictions:
+            return
+        ours, room = str(_folder(runner) / 'results'), _has_room(runner.work_dir)
+        for metric in _metrics(runner, _COCO_METRICS):
+            if metric.outfile_prefix in (None, ours):
+                # It writes there itself, and would end the training where it can't.
+                metric.outfile_prefix = ours if room else None
+        if not room:
+            self._failed = True
+            runner.logger.warning('The disk is nearly full: no predictions are kept for the report')
 
     def after_val_iter(
         self,
@@ -74,7 +84,7 @@ class ReportHook(Hook):
                     summary = describe_segmentation(records, dataset.metainfo, _folder(runner))
             elif is_main_process():
                 found = _metrics(runner, _COCO_METRICS)
-                if found:
+                if found and found[0].outfile_prefix:
                     summary = describe_detection(found[0], _evaluators(runner), dataset)
             if summary:
                 when = dict(epoch=runner.epoch, iter=runner.iter)
@@ -101,6 +111,10 @@ class ReportHook(Hook):
 
 def _folder(runner) -> Path:
     return Path(runner.work_dir, 'validation').absolute()
+
+
+def _has_room(folder: str) -> bool:
+    return shutil.disk_usage(folder).free >= _ROOM
 
 
 def _metrics(runner, names: Sequence[str]) -> list[Any]:

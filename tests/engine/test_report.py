@@ -421,6 +421,24 @@ def test_predictions_that_can_not_be_kept_do_not_end_the_training(runner):
     assert 'predictions are not kept' in runner.told[0]
 
 
+def test_a_metric_does_not_write_to_a_full_disk(runner, monkeypatch):
+    class CocoMetric:
+        outfile_prefix = None
+
+    metric = CocoMetric()
+    runner.val_loop.evaluator.metrics = [metric]
+    runner.val_dataloader = SimpleNamespace(dataset=[])
+    hook = ReportHook()
+    hook.before_val_epoch(runner)
+    assert metric.outfile_prefix.endswith('validation/results')
+    monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=1000))
+    hook.before_val_epoch(runner)
+    hook.after_val_epoch(runner)
+    assert metric.outfile_prefix is None
+    assert 'nearly full' in runner.told[0]
+    assert len(runner.told) == 1
+
+
 def test_the_hook_can_be_told_to_do_nothing(runner, tmp_path):
     class CocoMetric:
         outfile_prefix = None

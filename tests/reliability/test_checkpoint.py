@@ -177,7 +177,10 @@ def test_names_are_the_ecosystems(runs, loop):
     for kind in ('CheckpointHook', 'AtomicCheckpointHook'):
         options = dict(type=kind, max_keep_ckpts=2, save_best='tiny/score', rule='less')
         folder = runs / kind
-        tiny.tiny_runner(folder, loop=loop, steps=18, checkpoint=options).train()
+        cfg = tiny.tiny_config(folder, loop=loop, steps=18, checkpoint=options)
+        if kind == 'CheckpointHook':
+            cfg.default_hooks.checkpoint.pop('minutes', None)
+        tiny.build_runner(cfg).train()
         names[kind] = _names(folder)
     assert names['AtomicCheckpointHook'] == names['CheckpointHook']
 
@@ -216,6 +219,7 @@ def test_a_failed_best_keeps_the_previous_best(runs, monkeypatch, full_disk):
     runner.train()
     assert _names(runs) == ['best_tiny_score_epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
     assert runner.message_hub.get_info('best_score') == 1.0
+    assert 'run_state' in torch.load(runs / 'best_tiny_score_epoch_1.pth', weights_only=False)
 
 
 def test_a_failed_save_does_not_hold_up_the_other_rank(runs, monkeypatch, full_disk):
