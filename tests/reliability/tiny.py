@@ -22,6 +22,7 @@ import hashlib
 import os
 import pickle
 import random
+import signal
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,12 +38,14 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from engine.runtime import build_runner, load_config
 
 BATCH = 2
+_LONGEST = 600  # seconds of a child
 STEPS_PER_EPOCH = 6
 CLASSES = ('dark', 'bright')
 
@@ -398,7 +401,8 @@ class Child:
 def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: Any) -> Child:
     """Run a function in a child.
 
-    Its exit code is 0, 1 after an exception, or what it gave to sys.exit.
+    Its exit code is 0, 1 after an exception, or what it gave to sys.exit; after ten minutes
+    SIGALRM ends it.
 
     Args:
         path: A file for what the function returns or raises.
@@ -409,6 +413,9 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     pid = os.fork()
     if pid:
         return Child(pid, path)
+    signal.alarm(_LONGEST)
+    # TensorBoard's writers in the parent have threads, which the child has not.
+    Visualizer._instance_dict.clear()
     code = 1
     try:
         path.write_bytes(pickle.dumps(function(*arguments, **options)))
