@@ -71,7 +71,7 @@ format: ready  ## apply the style
 
 docs: ready  ## the documentation site, in build/site
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
-	@$(PY) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo 'open build/site/index.html'
 
 clean:  ## remove caches and build products (not .venv*, work_dirs or data)

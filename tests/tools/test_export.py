@@ -19,7 +19,7 @@ def checkpoints(root, tmp_path_factory):
     """Weights of the demo's models whose heads are sure of something everywhere."""
     folder = tmp_path_factory.mktemp('checkpoints')
     paths = {}
-    for head in ('retinanet', 'mask_rcnn', 'fpn'):
+    for head in ('retinanet', 'fpn'):
         cfg = load_config(str(root / f'configs/demo/{head}_poolformer_s12.py'))
         torch.manual_seed(0)
         weights = MODELS.build(cfg.model).state_dict()
@@ -32,13 +32,12 @@ def checkpoints(root, tmp_path_factory):
     return paths
 
 
+# Detectors of this size need trained weights: drawn ones tie by the hundred, so that rounding decides
+# what NMS keeps. tests/engine/test_export.py compares them, tiny.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('head', 'options'),
     [
-        ('retinanet', ['--to', 'onnx', '--dynamic', '--nms']),
-        ('retinanet', ['--to', 'torch-export', '--dynamic', '--fuse']),
-        ('mask_rcnn', ['--to', 'onnx', '--dynamic']),
         ('fpn', ['--to', 'onnx', '--dynamic', '--fuse', '--dtype', 'bfloat16']),
         ('fpn', ['--to', 'torch-export']),
     ],
@@ -51,7 +50,7 @@ def test_a_file_agrees_with_its_model(run, root, checkpoints, tmp_path, head, op
     assert float(errors[-1]) <= 1e-4
     *_, (same, total) = re.findall(r': (\d+) of (\d+) agree', done.stdout)
     assert int(total) > 0
-    assert int(same) >= int(total) * {'fpn': 0.9999, 'mask_rcnn': 0.99}.get(head, 1)
+    assert int(same) >= int(total) * 0.9999
     suffix = '.onnx' if 'onnx' in options else '.pt2'
     assert (tmp_path / f'work_dirs/demo/{config.stem}/{config.stem}{suffix}').is_file()
 
