@@ -32,8 +32,8 @@ def checkpoints(root, tmp_path_factory):
     return paths
 
 
-# Detectors of this size need trained weights: drawn ones tie by the hundred, so that rounding decides
-# what NMS keeps. tests/engine/test_export.py compares them, tiny.
+# Detectors of this size need trained weights: with drawn ones scores tie by the hundred, and
+# rounding decides what NMS keeps. tests/engine/test_export.py compares tiny ones.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('head', 'options'),
