@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ import pycocotools.mask
 from mmengine.infer import BaseInferencer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from backbones.checkpoints.sealed import replacing
 
 from .errors import UserError
 from .inference import draw, predict
@@ -233,12 +234,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _try_read(path: Path) -> tuple[Path, np.ndarray | Unreadable]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jinja2
 
+from backbones.checkpoints.sealed import replacing
+
 from .comparison import comparison_sections, name_apart
 from .sections import run_sections
 from .workdir import read_run
@@ -46,7 +48,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         title=title, sections=sections, made=time.strftime('%Y-%m-%d %H:%M')
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'{out.name}.partial')
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(out)
+    with replacing(out) as file:
+        file.write(text.encode())
     return out

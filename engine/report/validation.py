@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import torch
 
+from backbones.checkpoints.sealed import replacing
+
 SUMMARY = 'summary.json'
 # Pictures of each of best, median and worst.
 PICTURES = 3
@@ -132,9 +134,8 @@ def describe_detection(metric: Any, evaluators: Sequence[Mapping], dataset: Any)
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary in one step, so that an interruption leaves the one before."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f'{SUMMARY}.partial'
-    partial.write_text(json.dumps(summary))
-    partial.replace(folder / SUMMARY)
+    with replacing(folder / SUMMARY) as file:
+        file.write(json.dumps(summary).encode())
 
 
 def _names(metainfo: Mapping[str, Any]) -> dict[str, Any]:
