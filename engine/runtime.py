@@ -190,6 +190,10 @@ def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:
     _check_evaluators(cfg)
     notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
     install_reader(unsafe_load)
+    if cfg.get('visualizer'):
+        # The bases' name would bring back the visualizer of an earlier run in this process, which
+        # writes to that run's folder.
+        cfg.visualizer.name = os.path.abspath(cfg.work_dir)
     runner = ScalingRunner.from_cfg(cfg)
     runner.register_hook(BatchReportHook())
     for note in notes:

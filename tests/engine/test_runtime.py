@@ -160,3 +160,13 @@ def test_a_run_never_unpickles_a_checkpoint(demo, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match='never run'):
         runner.load_checkpoint(str(path))
     assert not (tmp_path / 'harmed').exists()
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'fpn'])
+def test_each_run_of_a_process_logs_to_its_own_folder(demo, tmp_path, name):
+    for run in ('first', 'second'):
+        cfg = demo(name)
+        cfg.work_dir = str(tmp_path / run)
+        runner = build_runner(cfg)
+        runner.visualizer.add_scalar('loss', 1.0)
+        assert len([*tmp_path.glob(f'{run}/**/events.out.tfevents*')]) == 1

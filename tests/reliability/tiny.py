@@ -18,11 +18,11 @@ only a detector or a segmentor shows.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import pickle
 import random
-import signal
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -402,7 +401,7 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     """Run a function in a child.
 
     Its exit code is 0, 1 after an exception, or what it gave to sys.exit; after ten minutes
-    SIGALRM ends it.
+    it ends with 1, and the file has the stacks of its threads.
 
     Args:
         path: A file for what the function returns or raises.
@@ -413,9 +412,8 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     pid = os.fork()
     if pid:
         return Child(pid, path)
-    signal.alarm(_LONGEST)
-    # TensorBoard's writers in the parent have threads, which the child has not.
-    Visualizer._instance_dict.clear()
+    stacks = path.open('w')
+    faulthandler.dump_traceback_later(_LONGEST, exit=True, file=stacks)
     code = 1
     try:
         path.write_bytes(pickle.dumps(function(*arguments, **options)))
