@@ -120,10 +120,11 @@ def norm_mlp_backward(
     rstd: Tensor,
     hidden: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias, w1, b1, w2, b2 and scale.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias, w1, b1, ``scale * w2`` and ``scale * b2``.
 
-    ``hidden`` is as forward returned it; without rows it is computed again.
+    With scale in w2 one product serves the gradients of both. ``hidden`` is as forward returned it;
+    without rows it is computed again.
     """
     centred = x - _per_sample(mean)
     normed = _normalize(centred, rstd, weight, bias)
@@ -145,15 +146,7 @@ def norm_mlp_backward(
     del normed
     x_grad, weight_grad, bias_grad = _centred_norm_backward(normed_grad, centred, rstd, weight)
     x_grad += grad
-    w1_grad, b1_grad, w2_grad, b2_grad = totals
-    # So far the last two are of scale * w2 and scale * b2.
-    scale_grad = torch.linalg.vecdot(w2_grad.flatten(1), w2.flatten(1).to(mean.dtype))
-    if b2 is not None:
-        scale_grad += b2_grad * b2
-    if scale is not None:
-        w2_grad.mul_(scale.view(-1, 1, 1, 1))
-        b2_grad.mul_(scale)
-    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad, scale_grad
+    return x_grad, weight_grad, bias_grad, *totals
 
 
 def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

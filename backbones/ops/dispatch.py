@@ -8,6 +8,7 @@ that ``torch.compile`` takes each as one step and autograd keeps only what is ha
 # ruff: noqa: UP045  torch reads the operators' schemas from annotations, and only knows Optional
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -197,10 +198,23 @@ def _norm_mlp_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with _plain(x):
         inputs = x, weight, bias, w1, b1, w2, b2, scale, drop
-        grads = _module(path).norm_mlp_backward(
+        *grads, w2_grad, b2_grad = _module(path).norm_mlp_backward(
             _channels_last(grad), *inputs, mean, rstd, hidden, dtype
         )
+        grads += _through_scale(w2_grad, b2_grad, w2, b2, scale)
         return _as(_norm_mlp_like(x, weight, w1, w2), grads)
+
+
+def _through_scale(
+    w2_grad: Tensor, b2_grad: Tensor, w2: Tensor, b2: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of w2, b2 and scale from those of ``scale * w2`` and ``scale * b2``."""
+    scale_grad = torch.linalg.vecdot(w2_grad.flatten(1), w2.flatten(1).to(w2_grad.dtype))
+    if b2 is not None:
+        scale_grad = scale_grad + b2_grad * b2
+    if scale is not None:
+        w2_grad, b2_grad = w2_grad * scale.view(-1, 1, 1, 1), b2_grad * scale
+    return w2_grad, b2_grad, scale_grad
 
 
 def _gain(weight: Tensor, scale: Tensor | None) -> Tensor:
@@ -213,7 +227,7 @@ def _norm_mlp_like(x: Tensor, weight: Tensor, w1: Tensor, w2: Tensor) -> list[Te
     return [x, weight, weight, w1, w1[:, 0, 0, 0], w2, weight, weight]
 
 
-def _as(like: list[Tensor], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as(like: list[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(g.to(t.dtype) for t, g in zip(like, grads, strict=True))
 
 

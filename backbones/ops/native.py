@@ -20,7 +20,7 @@ from .products import add_outer, product
 _call = library.load()
 AVAILABLE = _call is not None
 # Bytes of a chunk's hidden activations.
-CHUNK = 2 << 20
+CHUNK = 4 << 20
 _SUFFIXES = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}
 
 
@@ -128,7 +128,7 @@ def norm_mlp_backward(
     rstd: Tensor,
     hidden: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.norm_mlp_backward`."""
     if dtype not in _SUFFIXES or not _covers(x, grad, weight, bias, scale, drop):
         arguments = (grad, x, weight, bias, w1, b1, w2, b2, scale, drop, mean, rstd, hidden, dtype)
@@ -162,17 +162,9 @@ def norm_mlp_backward(
     x_grad, weight_grad, bias_grad = _norm_gradients(
         parts, grads, x, mean, rstd, weight, norm_totals
     )
-    # So far the last two are of scale * w2 and scale * b2.
-    scale_grad = torch.linalg.vecdot(w2_total, w2.flatten(1).float())
-    b1_grad, b2_grad = b1_total.float(), b2_total.float()
-    if b2 is not None:
-        scale_grad += b2_grad * b2
-    if scale is not None:
-        w2_total.mul_(scale.view(-1, 1))
-        b2_grad.mul_(scale)
     w1_grad = w1_total.t().contiguous().view(w1.shape)
     w2_grad = w2_total.view(w2.shape)
-    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad, scale_grad
+    return x_grad, weight_grad, bias_grad, w1_grad, b1_total.float(), w2_grad, b2_total.float()
 
 
 def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

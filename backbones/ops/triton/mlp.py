@@ -86,13 +86,9 @@ def norm_mlp_backward(
     rstd: Tensor,
     hidden: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias, w1, b1, w2, b2 and scale; what is None has one nobody reads.
-
-    The arguments are those of `cpu.norm_mlp_backward`.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `cpu.norm_mlp_backward`; what is None has a gradient that nobody reads."""
     grad = channels_last(grad)
-    # With scale in w2, one product serves the gradients of both.
     scaled_w2 = w2 if scale is None else w2 * scale.view(-1, 1, 1, 1)
     branch_grad, b2_grad = _branch_gradient(grad, drop, mean, dtype)
     active_grad = branch_grad @ _matrix(scaled_w2, dtype)  # (T, E)
@@ -112,14 +108,8 @@ def norm_mlp_backward(
     x_grad, weight_grad, bias_grad = norm_backward(
         normed_grad, x, mean, rstd, weight, residual=grad
     )
-    # So far of scale * w2 and scale * b2.
-    scale_grad = (w2_grad * w2.flatten(1)).sum(1)
-    if b2 is not None:
-        scale_grad += b2_grad * b2
-    if scale is not None:
-        w2_grad, b2_grad = w2_grad * scale[:, None], b2_grad * scale
     w2_grad = w2_grad.view_as(w2)
-    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad, scale_grad
+    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad
 
 
 def _first_product(
