@@ -55,7 +55,7 @@ test: ready  ## the fast tests
 	$(call parity,not slow)
 
 test-all: ready browser  ## every test but the soak
-	@$(PY) -m pytest -m 'not soak' --ignore tests/parity
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
 	$(call parity,)
 
 soak: ready  ## kills, signals, damage and full disks by the hundred: up to an hour on 2 cores
