@@ -34,8 +34,9 @@ peers:  ## prepare .venv-peers: timm, transformers and mmpretrain, to compare wi
 	@tools/setup_peers.sh
 
 browser:  ## what the browser's tests need: Chromium (apt, as root), its driver and axe-core (npm)
-	@command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium nodejs npm; } || \
-	  echo 'chromium could not be installed (sudo apt-get install chromium nodejs npm): tests/browser will be skipped'
+	@missing=$$(command -v chromium >/dev/null || echo chromium; command -v npm >/dev/null || echo nodejs npm); \
+	[ -z "$$missing" ] || { apt-get update && apt-get install -y --no-install-recommends $$missing; } || \
+	  echo "not installed (sudo apt-get install" $$missing"): tests/browser will be skipped"
 	@npm ci --prefix tests/browser --no-audit --no-fund || echo 'npm ci failed: tests/browser will be skipped'
 
 doctor: ready  ## check the environment, with a remedy for each problem
