@@ -22,6 +22,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75
 # A launcher passes on a signal that its group has received too: those are one.
 _ECHO = 1.0  # seconds
+# How often forked children look whether their parent is still there.
+_LOOKS = 5.0  # seconds
 
 
 class Preempted(SystemExit):
@@ -54,7 +56,8 @@ def watch() -> None:
     """From now on SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
 
     A second signal exits at once, with 128 plus its number. Forked children, the data loader's
-    workers among them, leave signals to this process unless it is it that sends them.
+    workers among them, leave signals to this process unless it is it that sends them, and end if it
+    has.
     """
     if _watch.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
         return
@@ -94,11 +97,16 @@ def _obey_parent_alone() -> None:
 
 def _wait_for_parent(parent: int) -> None:
     while True:
-        received = signal.sigwaitinfo(SIGNALS)
-        if _watch.pid == os.getpid():
+        received = signal.sigtimedwait(SIGNALS, _LOOKS)
+        if received is None:
+            if os.getppid() != parent:
+                # Killed. A worker could wait for ever to hand it a batch, and keep its memory.
+                os._exit(1)
+        elif _watch.pid == os.getpid():
             _watch.note(received.si_signo)
         elif received.si_pid == parent and received.si_signo == signal.SIGTERM:
-            os._exit(128 + signal.SIGTERM)
+            # As torch's workers do: of another code its handler says that a worker has died.
+            os._exit(0)
 
 
 @HOOKS.register_module()

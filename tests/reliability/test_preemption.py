@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -177,7 +178,42 @@ def test_a_worker_ends_when_its_parent_says_so(runs):
         os.kill(child.pid, signal.SIGTERM)
         return child.wait()
 
-    assert tiny.fork(runs / 'result', parent).result() == 128 + signal.SIGTERM
+    assert tiny.fork(runs / 'result', parent).result() == 0
+
+
+class Large(torch.utils.data.Dataset):
+    """Samples that a pipe can't hold."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(1 << 20)
+
+
+def test_workers_end_with_a_killed_parent(runs, monkeypatch):
+    monkeypatch.setattr(preemption, '_LOOKS', 0.1)
+    read, write = os.pipe()
+
+    def parent() -> None:
+        preemption.watch()
+        batches = iter(torch.utils.data.DataLoader(Large(), batch_size=None, num_workers=2))
+        next(batches)
+        os.write(write, b'.')
+        signal.pause()
+
+    child = tiny.fork(runs / 'result', parent)
+    os.close(write)
+    assert os.read(read, 1)
+    workers = launching.children(child.pid)
+    assert len(workers) == 2
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    # Each of them, and nobody else by now, holds the pipe's other end.
+    ready, _, _ = select.select([read], [], [], 60)
+    assert ready, f'workers {workers} outlive their parent'
+    assert os.read(read, 1) == b''
+    os.close(read)
 
 
 @pytest.mark.parametrize('rank', [0, 1])

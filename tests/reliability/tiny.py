@@ -23,6 +23,7 @@ import hashlib
 import os
 import pickle
 import random
+import signal
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -401,7 +402,7 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     """Run a function in a child.
 
     Its exit code is 0, 1 after an exception, or what it gave to sys.exit; after ten minutes
-    it ends with 1, and the file has the stacks of its threads.
+    SIGALRM ends it, and the file has the stacks of its threads.
 
     Args:
         path: A file for what the function returns or raises.
@@ -413,7 +414,8 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     if pid:
         return Child(pid, path)
     stacks = path.open('w')
-    faulthandler.dump_traceback_later(_LONGEST, exit=True, file=stacks)
+    faulthandler.register(signal.SIGALRM, file=stacks, chain=True)
+    signal.alarm(_LONGEST)
     code = 1
     try:
         path.write_bytes(pickle.dumps(function(*arguments, **options)))
