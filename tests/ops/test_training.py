@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 
 from backbones import PoolFormer
 from backbones.ops import native
+from engine.shapes import write_coco
 
 ARCH = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), layer_scale_init=0.1)
 ITERATIONS = 200
@@ -65,3 +68,46 @@ def test_loss_curves_agree(path, dtype, start, plain):
         pytest.skip('the loops are not compiled: tools/build_ops.py')
     difference = (train(start, path, dtype) - plain).abs()
     assert (difference / plain[0]).max() <= 1e-3
+
+
+DETECTOR = """
+_base_ = '{root}/configs/demo/retinanet_poolformer_s12.py'
+
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 2, 1), dims=(24, 48, 96, 192))),
+    neck=dict(in_channels=[48, 96, 192], out_channels=64),
+    bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=2),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=35))
+train_cfg = dict(val_interval=12)
+"""
+
+
+@pytest.mark.slow
+def test_a_detector_becomes_as_good(run, root, tmp_path):
+    """Six trainings of 720 iterations from scratch: rounding takes each another way."""
+    write_coco(tmp_path / 'coco', num_train=240, num_val=40)
+    config = tmp_path / 'detector.py'
+    config.write_text(DETECTOR.format(root=root))
+
+    def average_precision(path: str, seed: int) -> float:
+        folder = tmp_path / f'{path}{seed}'
+        done = run(
+            'train.py', config, '--work-dir', folder,
+            '--cfg-options', f'data_root={tmp_path}/coco', f'randomness.seed={seed}',
+            f'model.backbone.ops={path}',
+            cwd=tmp_path, env={'OMP_NUM_THREADS': '1'},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (scalars,) = folder.glob('*/vis_data/scalars.json')
+        lines = map(json.loads, Path(scalars).read_text().splitlines())
+        return next(line['coco/bbox_mAP'] for line in lines if 'coco/bbox_mAP' in line)
+
+    plain, fused = (
+        torch.tensor([average_precision(path, seed) for seed in range(3)])
+        for path in ('reference', 'auto')
+    )
+    print(f'AP of three seeds, plain: {plain.tolist()}, fused: {fused.tolist()}')
+    assert plain.min() > 0.3, 'nothing is learnt'
+    noise = max((ap.max() - ap.min()).item() for ap in (plain, fused))
+    assert (plain.mean() - fused.mean()).abs() <= noise
