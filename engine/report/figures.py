@@ -110,7 +110,7 @@ def line_chart(
         axes.set_ylabel(y_label)
         axes.grid(True)
         if whole_x:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         if y_range:
             axes.set_ylim(*y_range)
         named = [line for line in series if not line.faint]
