@@ -394,7 +394,8 @@ class Child:
     def result(self) -> Any:
         """Wait for its end; return what the function returned."""
         code = self.wait()
-        assert code == 0, f'the child ended with {code}: {self.path.read_text(errors="replace")}'
+        said = self.path.read_text(errors='replace') if code and self.path.exists() else ''
+        assert code == 0, f'the child ended with {code}: {said}'
         return pickle.loads(self.path.read_bytes())
 
 
@@ -402,7 +403,7 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     """Run a function in a child.
 
     Its exit code is 0, 1 after an exception, or what it gave to sys.exit; after ten minutes
-    SIGALRM ends it, and the file has the stacks of its threads.
+    SIGALRM ends it, with the stacks of its threads in stderr.
 
     Args:
         path: A file for what the function returns or raises.
@@ -413,8 +414,7 @@ def fork(path: Path, function: Callable[..., Any], *arguments: Any, **options: A
     pid = os.fork()
     if pid:
         return Child(pid, path)
-    stacks = path.open('w')
-    faulthandler.register(signal.SIGALRM, file=stacks, chain=True)
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
     signal.alarm(_LONGEST)
     code = 1
     try:
