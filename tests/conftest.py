@@ -31,7 +31,7 @@ def root() -> Path:
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few drawn images: ``coco/`` and ``ade/``."""
-    from engine.shapes import write_ade20k, write_coco
+    from poolformer_dense.measure.shapes import write_ade20k, write_coco
 
     folder = tmp_path_factory.mktemp('shapes')
     write_coco(folder / 'coco', num_train=8, num_val=4)

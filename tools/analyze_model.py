@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.analysis import analyze, format_table
-from engine.cli import run_tool
+from poolformer_dense.cli import run_tool
+from poolformer_dense.measure.analysis import analyze, format_table
 
 
 def parse_args() -> argparse.Namespace:

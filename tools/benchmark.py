@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich.console import Console
 
-from engine import benchmark
-from engine.cli import run_tool
+from poolformer_dense.cli import run_tool
+from poolformer_dense.measure import benchmark
 
 CONTESTANTS = [*benchmark.PEERS, 'compile']
 

@@ -15,8 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdet.utils import register_all_modules
 from rich.progress import track
 
-from engine.cli import run_tool
-from engine.evaluation import Content, evaluate, generate_detections, write_ground_truth
+from poolformer_dense.cli import run_tool
+from poolformer_dense.measure.evaluation_time import (
+    Content,
+    evaluate,
+    generate_detections,
+    write_ground_truth,
+)
 
 EVALUATORS = ('CocoMetric', 'FasterCocoMetric')
 

@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backbones.ops import library
-from engine.cli import run_tool
-from engine.errors import UserError
+from poolformer_dense.cli import run_tool
+from poolformer_dense.errors import UserError
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from backbones.checkpoints import (
 )
 from backbones.checkpoints.convert import convert, dropped_by
 from backbones.checkpoints.errors import listed
-from engine.cli import add_unsafe_load, run_tool
+from poolformer_dense.cli import add_unsafe_load, run_tool
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 try:
-    from engine.doctor import diagnose, format_table
+    from poolformer_dense.doctor import diagnose, format_table
 except ModuleNotFoundError as missing:
     sys.exit(f'doctor: {sys.executable} is bare ({missing}): make setup')
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_config_options, add_unsafe_load, run_tool
-from engine.errors import UserError
-from engine.export.files import SUFFIXES, Options, export, parity_images, usual_size
-from engine.export.parity import Parity, compare
-from engine.export.program import SMALLEST, round_weights
-from engine.inference import build_inferencer, fold
-from engine.media import find_media
-from engine.runtime import load_config
+from poolformer_dense.cli import add_config_options, add_unsafe_load, run_tool
+from poolformer_dense.config.load import load_config
+from poolformer_dense.errors import UserError
+from poolformer_dense.export.files import SUFFIXES, Options, export, parity_images, usual_size
+from poolformer_dense.export.parity import Parity, compare
+from poolformer_dense.export.program import SMALLEST, round_weights
+from poolformer_dense.predict.inference import build_inferencer, fold
+from poolformer_dense.predict.media import find_media
 
 
 def parse_args() -> argparse.Namespace:

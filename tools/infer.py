@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_config_options, add_unsafe_load, run_tool
-from engine.errors import UserError
-from engine.inference import build_inferencer
-from engine.media import find_media
-from engine.predictions import infer_files
-from engine.runtime import load_config
+from poolformer_dense.cli import add_config_options, add_unsafe_load, run_tool
+from poolformer_dense.config.load import load_config
+from poolformer_dense.errors import UserError
+from poolformer_dense.predict.inference import build_inferencer
+from poolformer_dense.predict.media import find_media
+from poolformer_dense.predict.predictions import infer_files
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,8 +14,14 @@ sys.path.insert(0, str(ROOT))
 
 from rich.progress import track
 
-from engine.cli import run_tool
-from engine.results import PAGE, format_page, load_metafile, measure, write_metafile
+from poolformer_dense.cli import run_tool
+from poolformer_dense.measure.results_page import (
+    PAGE,
+    format_page,
+    load_metafile,
+    measure,
+    write_metafile,
+)
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.shapes import write_ade20k, write_coco
+from poolformer_dense.measure.shapes import write_ade20k, write_coco
 
 
 def main() -> None:

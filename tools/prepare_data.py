@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
-from engine.data.archives import DATASETS
-from engine.data.prepare import prepare, verify
+from poolformer_dense.cli import run_tool
+from poolformer_dense.data.archives import DATASETS
+from poolformer_dense.data.prepare import prepare, verify
 
 
 def parse_args() -> argparse.Namespace:

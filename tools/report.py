@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
-from engine.report.page import write_report
+from poolformer_dense.cli import run_tool
+from poolformer_dense.report.page import write_report
 
 
 def parse_args() -> argparse.Namespace:

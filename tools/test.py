@@ -7,9 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_run_arguments, run_tool
-from engine.preflight import check_run
-from engine.runtime import build_runner, draw_predictions, dump_predictions, load_config
+from poolformer_dense.cli import add_run_arguments, run_tool
+from poolformer_dense.config.load import draw_predictions, dump_predictions, load_config
+from poolformer_dense.config.preflight import check_run
+from poolformer_dense.runner.runner import build_runner
 
 
 def parse_args() -> argparse.Namespace:

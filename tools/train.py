@@ -12,11 +12,12 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backbones.checkpoints import MIRROR_VARIABLE
-from engine.cli import add_run_arguments, run_tool
-from engine.preflight import check_run
-from engine.reliability.preemption import watch
-from engine.reliability.resume import candidates
-from engine.runtime import build_runner, enable_amp, enable_lr_scaling, load_config, use_mirror
+from poolformer_dense.cli import add_run_arguments, run_tool
+from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
+from poolformer_dense.config.preflight import check_run
+from poolformer_dense.runner.preemption import watch
+from poolformer_dense.runner.resume import candidates
+from poolformer_dense.runner.runner import build_runner
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_config_options, run_tool
-from engine.data.verify import format_report, verify
-from engine.runtime import load_config
+from poolformer_dense.cli import add_config_options, run_tool
+from poolformer_dense.config.load import load_config
+from poolformer_dense.data.verify import format_report, verify
 
 
 def parse_args() -> argparse.Namespace:

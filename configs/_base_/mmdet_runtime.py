@@ -1,7 +1,8 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(
-    imports=['backbones', 'engine.hooks', 'engine.reliability'], allow_failed_imports=False
+    imports=['backbones', 'poolformer_dense.runner', 'poolformer_dense.report.hook'],
+    allow_failed_imports=False,
 )
 default_hooks = dict(
     logger=dict(type='SteadyLoggerHook'),

@@ -1,5 +1,6 @@
 custom_imports = dict(
-    imports=['backbones', 'engine.hooks', 'engine.reliability'], allow_failed_imports=False
+    imports=['backbones', 'poolformer_dense.runner', 'poolformer_dense.report.hook'],
+    allow_failed_imports=False,
 )
 custom_hooks = [dict(type='EmptyResultHook'), dict(type='StrictLoadHook')]
 

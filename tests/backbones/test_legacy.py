@@ -69,6 +69,6 @@ def test_every_size_and_no_other_has_an_old_name():
 
 
 def test_the_command_line_may_set_our_arguments():
-    # engine.overrides allows what the signature names.
+    # poolformer_dense.config.overrides allows what the signature names.
     names = inspect.signature(MODELS.get('poolformer_s12_feat')).parameters
     assert {'frozen_stages', 'drop_path_rate', 'out_indices', 'init_cfg'} <= set(names)

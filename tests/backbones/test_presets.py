@@ -11,7 +11,7 @@ from torch import nn
 from backbones import MetaFormer
 from backbones.ops import use
 from backbones.presets import FAMILIES, PRESETS
-from engine.analysis import count_macs
+from poolformer_dense.measure.analysis import count_macs
 
 # Millions of parameters and GMACs at 224x224 as published, with the ImageNet classifier.
 _BASIC = {'s12': 11.9, 's24': 21.3, 's36': 30.8, 'm36': 56.1, 'm48': 73.3}

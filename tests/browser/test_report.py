@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from engine.report.page import write_report
-from tests.engine.report_runs import (
+from poolformer_dense.report.page import write_report
+from tests.poolformer_dense.report.report_runs import (
     train_record,
     val_record,
     write_detections,

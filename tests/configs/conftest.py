@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from engine.runtime import load_config
+from poolformer_dense.config.load import load_config
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, PARAM_SCHEDULERS
 
 from backbones.presets import PRESETS
 from backbones.weights import RELEASED
-from engine.results import load_metafile, read_docstring
+from poolformer_dense.measure.results_page import load_metafile, read_docstring
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ARCHS = [

@@ -11,10 +11,11 @@ from mmengine.hooks import EarlyStoppingHook, EMAHook
 from mmengine.registry import VISBACKENDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.errors import UserError
-from engine.preflight import check_run
-from engine.report.hook import ReportHook
-from engine.runtime import build_runner, load_config
+from poolformer_dense.config.load import load_config
+from poolformer_dense.config.preflight import check_run
+from poolformer_dense.errors import UserError
+from poolformer_dense.report.hook import ReportHook
+from poolformer_dense.runner.runner import build_runner
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +92,7 @@ def test_a_logger_that_is_not_installed_is_one_line(with_line, monkeypatch, kind
 
     there = importlib.util.find_spec
     monkeypatch.setattr(
-        'engine.preflight.importlib.util.find_spec',
+        'poolformer_dense.config.preflight.importlib.util.find_spec',
         lambda name, *more: None if name == module else there(name, *more),
     )
     cfg = with_line(visualizer__vis_backends__1__type=kind)

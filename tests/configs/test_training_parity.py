@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from backbones import MetaFormer
 from backbones.checkpoints import to_layout
-from engine.shapes import write_coco
+from poolformer_dense.measure.shapes import write_coco
 
 transformers = pytest.importorskip('transformers')
 

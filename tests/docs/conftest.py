@@ -32,7 +32,7 @@ def copy_project(root: Path) -> Callable[[Path, list[tuple[str, str]]], Path]:
     """Copy the project and write the Python files of code blocks, whose first lines name them."""
 
     def copy(folder: Path, blocks: list[tuple[str, str]]) -> Path:
-        for part in ('backbones', 'engine', 'configs', 'tools'):
+        for part in ('backbones', 'poolformer_dense', 'configs', 'tools'):
             shutil.copytree(
                 root / part, folder / part, ignore=shutil.ignore_patterns('__pycache__')
             )

@@ -13,7 +13,7 @@ import torch
 
 from backbones import PoolFormer
 from backbones.checkpoints import to_layout
-from engine.shapes import write_ade20k, write_coco
+from poolformer_dense.measure.shapes import write_ade20k, write_coco
 
 
 @pytest.fixture(scope='module')

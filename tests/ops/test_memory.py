@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backbones import PoolFormer
-from engine.analysis import count_saved_bytes
+from poolformer_dense.measure.analysis import count_saved_bytes
 
 SIZE = (512, 512)
 

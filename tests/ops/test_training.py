@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from backbones import PoolFormer
 from backbones.ops import native
-from engine.shapes import write_coco
+from poolformer_dense.measure.shapes import write_coco
 
 ARCH = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), layer_scale_init=0.1)
 ITERATIONS = 200

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.benchmark.peers import make_torchvision_importable
+from poolformer_dense.measure.benchmark.peers import make_torchvision_importable
 
 
 def _peer(package: str, module: str) -> ModuleType:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.benchmark import TOLERANCE, Workload, compete
-from engine.benchmark.measure import FORMATS
+from poolformer_dense.measure.benchmark import TOLERANCE, Workload, compete
+from poolformer_dense.measure.benchmark.measure import FORMATS
 
 
 @pytest.fixture

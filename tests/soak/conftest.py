@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.conftest import runs, warmed
+from tests.poolformer_dense.runner.conftest import runs, warmed
 
 __all__ = ['runs', 'warmed']
 

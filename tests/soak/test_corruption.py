@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from backbones.checkpoints import CheckpointError, read_checkpoint, sealed
-from engine.reliability.resume import newest_intact
-from tests.reliability import tiny
+from poolformer_dense.runner.resume import newest_intact
+from tests.poolformer_dense.runner import tiny
 
 OPTIONS = dict(
     hooks=[dict(type='IntactResumeHook')],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backbones.checkpoints import sealed
-from tests.reliability import launching, tiny
+from tests.poolformer_dense.runner import launching, tiny
 
 OPTIONS = dict(
     steps=30, hooks=launching.HOOKS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability.exactness import STEPS, differences
+from tests.poolformer_dense.runner.exactness import STEPS, differences
 
 
 @pytest.mark.parametrize('ema', [False, True], ids=['', 'ema'])

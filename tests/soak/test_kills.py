@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from backbones.checkpoints import read_checkpoint, sealed
-from engine.reliability.resume import newest_intact
-from tests.reliability import launching, tiny
+from poolformer_dense.runner.resume import newest_intact
+from tests.poolformer_dense.runner import launching, tiny
 
 # Of a save: the first bytes, each later write, the checksum, the fsync, the rename, what follows.
 PLACES = ('_Sealing.write', '_Sealing.close', 'os.fsync', 'os.replace', '_sync_folder')

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.reliability.numerical_guard import NumericalGuardHook
-from engine.runtime import build_runner
-from tests.reliability import tiny
-from tests.reliability.poison import (
+from poolformer_dense.runner.numerical_guard import NumericalGuardHook
+from poolformer_dense.runner.runner import build_runner
+from tests.poolformer_dense.runner import tiny
+from tests.poolformer_dense.runner.poison import (
     ALL,
     PARAMETERS,
     Trace,

@@ -9,8 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.reliability import launching
-from tests.reliability.conftest import free_port
+from tests.poolformer_dense.runner import launching
+from tests.poolformer_dense.runner.conftest import free_port
 
 __all__ = ['free_port']
 

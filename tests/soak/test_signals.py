@@ -13,9 +13,9 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from backbones.checkpoints import read_checkpoint, sealed
-from engine.reliability.preemption import EXIT_CODE
-from engine.reliability.resume import newest_intact
-from tests.reliability import launching, tiny
+from poolformer_dense.runner.preemption import EXIT_CODE
+from poolformer_dense.runner.resume import newest_intact
+from tests.poolformer_dense.runner import launching, tiny
 
 PLACES = ('loading', 'forward', 'backward', 'validation', 'saving')
 STEPS = 18

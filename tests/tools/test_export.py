@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from engine.runtime import load_config
-from engine.shapes import draw_scene
+from poolformer_dense.config.load import load_config
+from poolformer_dense.measure.shapes import draw_scene
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +33,7 @@ def checkpoints(root, tmp_path_factory):
 
 
 # Detectors of this size need trained weights: with drawn ones scores tie by the hundred, and
-# rounding decides what NMS keeps. tests/engine/test_export.py compares tiny ones.
+# rounding decides what NMS keeps. tests/poolformer_dense/export/test_export.py compares tiny ones.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('head', 'options'),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from engine.runtime import load_config
-from engine.shapes import draw_scene
+from poolformer_dense.config.load import load_config
+from poolformer_dense.measure.shapes import draw_scene
 
 
 @pytest.fixture(scope='module')

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from engine.results import METAFILE, PAGE, load_metafile, write_metafile
+from poolformer_dense.measure.results_page import METAFILE, PAGE, load_metafile, write_metafile
 
 
 @pytest.fixture
 def copy(root, tmp_path):
     """The project with one model in its metafile, and without the page."""
-    for part in ('backbones', 'engine', 'configs', 'tools'):
+    for part in ('backbones', 'poolformer_dense', 'configs', 'tools'):
         ignored = shutil.ignore_patterns('__pycache__')
         shutil.copytree(root / part, tmp_path / part, ignore=ignored)
     (tmp_path / 'docs').mkdir()

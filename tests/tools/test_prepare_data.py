@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.shapes import write_ade20k
+from poolformer_dense.measure.shapes import write_ade20k
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.engine.report_runs import train_record, val_record, write_session
+from tests.poolformer_dense.report.report_runs import train_record, val_record, write_session
 
 
 def test_one_work_dir_gets_its_page(run, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
 
-from engine.shapes import write_coco
+from poolformer_dense.measure.shapes import write_coco
 
 
 @pytest.fixture(scope='module')

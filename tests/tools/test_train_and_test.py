@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.shapes import CLASSES
+from poolformer_dense.measure.shapes import CLASSES
 
 
 def _trained(folder: Path) -> Path:
@@ -178,7 +178,7 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
         f"_base_ = '{root}/configs/demo/retinanet_poolformer_s12.py'\n"
-        "custom_imports = dict(imports=['backbones', 'engine.hooks', 'every_rank'])\n"
+        "custom_imports = dict(imports=['backbones', 'poolformer_dense.runner', 'every_rank'])\n"
         "custom_hooks = [dict(type='SaveEveryRank')]\n"
     )
     done = run(

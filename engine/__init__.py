@@ -1,1 +1,0 @@
-"""Run-time behaviour that mmengine lacks."""

@@ -1,0 +1,107 @@
+"""From a config file and a command line to a checked config."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from backbones.checkpoints import localise
+
+from ..errors import UserError
+from .overrides import apply_overrides
+from .preflight import pretrained_cfgs
+
+
+def load_config(
+    path: str,
+    overrides: dict[str, Any] | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    prepare: Sequence[Callable[[Config], None]] = (),
+) -> Config:
+    """Read a config, import what it names, and merge the command line into it.
+
+    Args:
+        path: The config file.
+        overrides: ``--cfg-options``, dotted keys and values.
+        work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` if not given here nor
+            in the config.
+        launcher: none, pytorch, slurm or mpi.
+        prepare: Changes to make before the overrides, which may then refer to them.
+
+    Raises:
+        UserError: There is no such config, or an override is wrong.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
+    cfg = Config.fromfile(path)
+    scope = cfg.get('default_scope')
+    if scope is None:
+        raise UserError(f'config {path} has no default_scope (mmdet or mmseg): is it only a base?')
+    if scope in ('mmdet', 'mmseg'):
+        importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    init_default_scope(scope)
+    for change in prepare:
+        change(cfg)
+    apply_overrides(cfg, overrides or {})
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision with dynamic loss scaling."""
+    if not torch.cuda.is_available():
+        raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper has no CPU path; drop it")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_lr_scaling(cfg: Config) -> None:
+    """Scale the learning rate linearly from ``auto_scale_lr.base_batch_size``."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
+    cfg.auto_scale_lr.enable = True
+
+
+def use_mirror(cfg: Config, mirror: str | None) -> None:
+    """Take released weights from a folder or URL that has them instead of from the network.
+
+    Raises:
+        CheckpointError: The mirror is a folder and lacks a file that the config names.
+    """
+    for init_cfg in pretrained_cfgs(cfg.model):
+        init_cfg['checkpoint'] = localise(init_cfg['checkpoint'], mirror)
+    if cfg.get('load_from'):
+        cfg.load_from = localise(cfg.load_from, mirror)
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Make the test write its predictions: a pickle of detections, or a folder of label maps."""
+    if cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.output_dir = os.path.abspath(out)
+        return
+    if Path(out).suffix not in ('.pkl', '.pickle'):
+        raise UserError(f'--out {out}: detections go to a .pkl file')
+    metrics = cfg.test_evaluator
+    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Make the test draw every image, ground truth beside prediction."""
+    # mmdet's hook would join a relative folder to the work directory anew at each image.
+    folder = os.path.abspath(folder)
+    cfg.default_hooks.visualization.draw = True
+    if cfg.default_scope == 'mmseg':
+        cfg.visualizer.save_dir = folder
+        cfg.default_hooks.visualization.interval = 1
+    else:
+        cfg.default_hooks.visualization.test_out_dir = folder

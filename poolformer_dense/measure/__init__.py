@@ -1,0 +1,1 @@
+"""What is measured: models, speed, the published results; and the drawn shapes to measure on."""

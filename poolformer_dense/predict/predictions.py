@@ -1,0 +1,261 @@
+"""Predictions as files: pictures, videos, one COCO result file, label maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import pycocotools.mask
+from mmengine.infer import BaseInferencer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from backbones.checkpoints.sealed import replacing
+
+from ..errors import UserError
+from .inference import draw, predict
+from .media import (
+    Unreadable,
+    ahead,
+    describe_video,
+    distinct_names,
+    is_video,
+    read_image,
+    read_video,
+)
+
+
+class Writer(Protocol):
+    """What keeps the predictions of one kind of model."""
+
+    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+        """Keep one prediction: of a file, under a name of its own; of videos, of one frame."""
+
+    def close(self) -> None:
+        """Write what was kept."""
+
+
+@dataclass
+class CocoWriter:
+    """Detections as ``results.json``, and what its numbers stand for as ``images.json``.
+
+    The first is a list of COCO results (boxes x, y, width, height in pixels; masks run-length
+    encoded), the second has COCO's ``images`` and ``categories``: together pycocotools loads them.
+    Images are numbered from 1 by name and frame, whatever their order of arrival.
+
+    Args:
+        folder: Where the two files go.
+        classes: Names of the categories, numbered from 1.
+        score_thr: Detections with this score or less are left out.
+    """
+
+    folder: Path
+    classes: Sequence[str]
+    score_thr: float
+    found: list[tuple[dict, list[dict]]] = field(default_factory=list, init=False)
+
+    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+        height, width = sample.ori_shape[:2]
+        image = dict(file_name=file, width=width, height=height)
+        results = []
+        self.found.append((image if frame is None else image | dict(frame=frame), results))
+        found = sample.pred_instances
+        found = found[found.scores > self.score_thr].numpy()
+        masks = found.get('masks')
+        for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
+            result = dict(
+                category_id=int(found.labels[i]) + 1,
+                bbox=[round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+                score=round(float(found.scores[i]), 5),
+            )
+            if masks is not None:
+                code = pycocotools.mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
+                result['segmentation'] = dict(size=code['size'], counts=code['counts'].decode())
+            results.append(result)
+
+    def close(self) -> None:
+        self.found.sort(key=lambda entry: (entry[0]['file_name'], entry[0].get('frame', 0)))
+        numbered = list(enumerate(self.found, start=1))
+        images = [dict(id=number, **image) for number, (image, _) in numbered]
+        results = [dict(image_id=n, **result) for n, (_, found) in numbered for result in found]
+        categories = [dict(id=i, name=name) for i, name in enumerate(self.classes, start=1)]
+        index = dict(images=images, annotations=[], categories=categories)
+        for name, content in (('results.json', results), ('images.json', index)):
+            write_whole(self.folder / name, json.dumps(content).encode())
+
+
+@dataclass
+class LabelWriter:
+    """Label maps as ``labels/NAME.png`` (one channel; a video's as ``labels/NAME/FRAME.png``).
+
+    ``classes.json`` lists the classes: the first is label 0. Beyond 256 of them the PNGs have 16
+    bits.
+
+    Args:
+        folder: Where they go.
+        classes: Names of the classes.
+    """
+
+    folder: Path
+    classes: Sequence[str]
+
+    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+        path = Path(f'{name}.png') if frame is None else name / f'{frame:06d}.png'
+        labels = sample.pred_sem_seg.data[0].numpy()
+        depth = np.uint8 if len(self.classes) <= 256 else np.uint16
+        write_image(self.folder / 'labels' / path, labels.astype(depth))
+
+    def close(self) -> None:
+        write_whole(self.folder / 'classes.json', json.dumps(list(self.classes)).encode())
+
+
+def infer_files(
+    inferencer: BaseInferencer,
+    paths: Sequence[Path],
+    out: Path,
+    score_thr: float = 0.3,
+    batch: int = 1,
+    pictures: bool = True,
+    report: Callable[[str], None] = print,
+) -> tuple[int, list[Path]]:
+    """Predict images and videos and write everything below a folder, with a progress bar.
+
+    What was predicted when the run is interrupted is written too.
+
+    Args:
+        inferencer: What `poolformer_dense.predict.inference.build_inferencer` returns.
+        paths: Images and videos.
+        out: The folder: ``pictures/``, and what the writers above say.
+        score_thr: Detections with this score or less are neither drawn nor written.
+        batch: Images of one forward pass.
+        pictures: Whether to draw.
+        report: Takes one line for each file that can't be read.
+
+    Returns:
+        How many images and frames have a result, and the files that can't be read.
+    """
+    classes = inferencer.model.dataset_meta['classes']
+    detects = inferencer.cfg.default_scope == 'mmdet'
+    writer = CocoWriter(out, classes, score_thr) if detects else LabelWriter(out, classes)
+    names = dict(zip(paths, distinct_names(paths), strict=True))
+    images = [path for path in paths if not is_video(path)]
+    videos = [path for path in paths if is_video(path)]
+    done, unreadable = 0, []
+
+    def refuse(path: Path, error: Unreadable) -> None:
+        unreadable.append(path)
+        report(f'skipped {path}: {error}')
+
+    def keep(path: Path, frame: int | None, image: np.ndarray, sample: Any) -> np.ndarray | None:
+        nonlocal done
+        writer.add(str(path), names[path], frame, sample)
+        done += 1
+        return draw(inferencer, image, sample, score_thr) if pictures else None
+
+    frames = sum(max(describe_video(path)[0], 1) for path in videos)
+    with ExitStack() as stack:
+        stack.callback(writer.close)
+        progress = stack.enter_context(_bar())
+        task = progress.add_task('predicting', total=len(images) + frames)
+
+        def readable() -> Iterator[tuple[Path, np.ndarray]]:
+            for path, image in ahead(_try_read, images, 2 * batch + 2):
+                if isinstance(image, Unreadable):
+                    refuse(path, image)
+                    progress.advance(task)
+                else:
+                    yield path, image
+
+        for path, image, sample in predict(inferencer, readable(), batch):
+            picture = keep(path, None, image, sample)
+            if picture is not None:
+                write_image(_picture_path(out, names[path], path.suffix), picture)
+            progress.advance(task)
+        for path in videos:
+            try:
+                with VideoWriter(out / 'pictures' / f'{names[path]}.mp4', path) as film:
+                    stream = enumerate(read_video(path))
+                    for frame, image, sample in predict(inferencer, stream, batch):
+                        picture = keep(path, frame, image, sample)
+                        if picture is not None:
+                            film.add(picture)
+                        progress.advance(task)
+            except Unreadable as error:
+                refuse(path, error)
+                progress.advance(task)
+    return done, unreadable
+
+
+class VideoWriter:
+    """Writes pictures as an MP4 at another video's rate; without pictures, no file.
+
+    Args:
+        path: The file to write.
+        like: The video whose rate it gets.
+    """
+
+    def __init__(self, path: Path, like: Path) -> None:
+        self.path = path
+        self.rate = describe_video(like)[1]
+        self.writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.release()
+
+    def add(self, picture: np.ndarray) -> None:
+        """Append a picture, (H, W, 3), uint8, BGR."""
+        if self.writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter_fourcc(*'mp4v')
+            size = picture.shape[1::-1]
+            self.writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
+            if not self.writer.isOpened():
+                raise UserError(f'{self.path} can not be written: OpenCV has no MP4 encoder here')
+        self.writer.write(picture)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image in the format of its suffix; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise UserError(f'{path} could not be written; is the disk full?')
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _try_read(path: Path) -> tuple[Path, np.ndarray | Unreadable]:
+    try:
+        return path, read_image(path)
+    except Unreadable as error:
+        return path, error
+
+
+def _picture_path(out: Path, name: Path, suffix: str) -> Path:
+    # OpenCV writes gray into .pgm, and a name that keeps its suffix needs no second one.
+    suffix = suffix.lower() if suffix.lower() in ('.jpg', '.jpeg', '.png') else '.png'
+    return out / 'pictures' / f'{name}{"" if name.suffix.lower() == suffix else suffix}'
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

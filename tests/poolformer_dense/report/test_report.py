@@ -1,0 +1,476 @@
+"""The report: what it reads, what it counts, and that it is written whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.utils import register_all_modules
+from mmengine.registry import METRICS
+from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
+from mmseg.structures import SegDataSample
+
+from poolformer_dense.errors import UserError
+from poolformer_dense.measure.shapes import write_ade20k
+from poolformer_dense.report.hook import ReportHook
+from poolformer_dense.report.page import write_report
+from poolformer_dense.report.scores import Detections
+from poolformer_dense.report.validation import (
+    choose,
+    describe_segmentation,
+    intersection_over_union,
+    label_record,
+)
+from poolformer_dense.report.workdir import read_run
+from tests.poolformer_dense.report.report_runs import (
+    train_record,
+    val_record,
+    write_detections,
+    write_label_maps,
+    write_session,
+)
+
+SECTIONS = [
+    'summary', 'losses', 'accuracy', 'classes', 'precision-recall', 'confusion', 'speed', 'gallery',
+    'files', 'configuration', 'environment',
+]  # fmt: skip
+TRICKY = ['<script>alert(1)</script>', '中文 & "quotes"', 'a $x$ b $', "it's {{ 7 * 7 }}"]
+
+
+def _page(work_dir: Path) -> str:
+    return write_report([work_dir]).read_text(encoding='utf-8')
+
+
+def _section(page: str, name: str) -> str:
+    return re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL)[0]
+
+
+def _simple_run(work_dir: Path) -> Path:
+    write_session(work_dir, [*map(train_record, (10, 20)), val_record(2, 0.25)])
+    return work_dir
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_a_resumed_training_counts_from_where_it_went_on(tmp_path):
+    first = [*map(train_record, (10, 20, 30, 40)), val_record(2, 0.1), val_record(4, 0.9)]
+    write_session(tmp_path, first, '20260101_000000')
+    write_session(tmp_path, [train_record(30, loss=7.0), val_record(4, 0.2)], '20260102_000000')
+    run = read_run(tmp_path)
+    assert run.series('loss') == ([10, 20, 30], [0.1, 0.05, 7.0])
+    assert run.series('coco/bbox_mAP', 'val') == ([2, 4], [0.1, 0.2])
+    assert run.best()['coco/bbox_mAP'] == 0.2
+    assert run.sessions == ['20260101_000000', '20260102_000000']
+
+
+def test_an_evaluation_that_is_undone_does_not_count(tmp_path):
+    first = [*map(train_record, (10, 20, 30)), val_record(3, 0.9)]
+    write_session(tmp_path, first, '20260101_000000')
+    write_session(tmp_path, [train_record(20)], '20260102_000000')  # epoch 3 begins anew
+    run = read_run(tmp_path)
+    assert run.val == []
+    assert run.series('loss')[0] == [10, 20]
+
+
+def test_sessions_without_records_are_passed_over(tmp_path):
+    write_session(tmp_path, [train_record(10)], '20260101_000000')
+    write_session(tmp_path, [], '20260102_000000', config='train_cfg = dict(max_epochs=99)')
+    run = read_run(tmp_path)
+    assert run.sessions == ['20260101_000000']
+    assert run.config.train_cfg.max_epochs == 12
+
+
+def test_time_batch_and_environment(tmp_path):
+    write_session(tmp_path, [train_record(10, time=0.5), train_record(30, time=2.0)])
+    run = read_run(tmp_path)
+    assert run.seconds == 10 * 0.5 + 20 * 2.0
+    assert run.batch == 2 * 4
+    assert run.environment == {'sys.platform': 'linux', 'seed': '0', 'GPU number': '4'}
+
+
+def test_minus_one_is_no_accuracy(tmp_path):
+    record = val_record(1, 0.5) | {'coco/bbox_mAP_l': -1.0}
+    write_session(tmp_path, [train_record(10), record])
+    assert read_run(tmp_path).series('coco/bbox_mAP_l', 'val') == ([], [])
+
+
+def test_a_cut_off_line_is_told(tmp_path):
+    folder = write_session(tmp_path, [train_record(10)])
+    with (folder / 'vis_data/scalars.json').open('a') as file:
+        file.write('{"lr": 0.0')
+    run = read_run(tmp_path)
+    assert len(run.train) == 1
+    assert '1 lines' in run.remarks[0]
+
+
+@pytest.mark.parametrize('make', [False, True])
+def test_what_is_no_work_dir_is_refused(tmp_path, make):
+    folder = tmp_path / 'folder'
+    if make:
+        folder.mkdir()
+    with pytest.raises(UserError, match='no log of a training' if make else 'is not a folder'):
+        read_run(folder)
+
+
+# --- counting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_average_precision_is_the_evaluators(tmp_path, kind, caplog):
+    register_all_modules()
+    summary = write_detections(tmp_path, [f'c{i}' for i in range(5)], images=20, segm=True)
+    scores = Detections(summary, kind).scores()
+    metric = METRICS.build(
+        dict(type='mmdet.CocoMetric', ann_file=summary['ann_file'], metric=kind, classwise=True)
+    )
+    metric.dataset_meta = dict(classes=summary['classes'])
+    # What CocoMetric computes from its own result files.
+    metric.results2json = lambda *_: summary['results']
+    numbers = metric.compute_metrics([({}, {})])
+    for key, threshold in (('mAP', None), ('mAP_50', 0.5), ('mAP_75', 0.75)):
+        mine = np.nanmean(scores.average_precision(threshold))
+        assert mine == pytest.approx(numbers[f'{kind}_{key}'], abs=6e-4)
+        assert mine > 0.1
+    truth = json.loads(Path(summary['ann_file']).read_text())['annotations']
+    real = [a['category_id'] for a in truth if not a['iscrowd']]
+    assert scores.objects.tolist() == [real.count(i) for i in range(1, 6)]
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """Two classes and four images, with detections whose counts are known."""
+
+    def box(image, category, x, **more):
+        return dict(image_id=image, category_id=category, bbox=[x, 0, 10, 10], **more)
+
+    objects = [box(1, 1, 0), box(1, 2, 50), box(2, 1, 0), box(3, 1, 0), box(4, 2, 0, iscrowd=1)]
+    truth = [dict(iscrowd=0, area=100, id=i) | a for i, a in enumerate(objects, start=1)]
+    found = [
+        box(1, 1, 0, score=0.9), box(1, 2, 50, score=0.8),  # image 1: both found
+        box(2, 2, 0, score=0.9), box(2, 1, 0, score=0.29),  # image 2: taken for the other class
+        box(3, 1, 80, score=0.5),  # image 3: missed, and something where there is nothing
+        box(4, 2, 0, score=0.9),  # image 4: a crowd, which does not count
+    ]  # fmt: skip
+    files = {'truth.json': dict(
+        images=[dict(id=i, width=100, height=100) for i in range(1, 6)],
+        categories=[dict(id=1, name='one'), dict(id=2, name='two')], annotations=truth,
+    ), 'found.json': found}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    return Detections(
+        dict(
+            classes=['one', 'two'],
+            ann_file=str(tmp_path / 'truth.json'),
+            results=dict(bbox=str(tmp_path / 'found.json')),
+        ),
+        'bbox',
+    )
+
+
+def test_confusions_are_counted(by_hand):
+    assert by_hand.confusion().tolist() == [
+        [1, 1, 1],  # one: found, taken for two, missed
+        [0, 1, 0],  # two: found
+        [1, 0, 0],  # nothing: taken for one
+    ]
+
+
+def test_images_are_scored(by_hand):
+    # Image 4 has a crowd alone and image 5 nothing: there is nothing to score.
+    assert by_hand.scores().image_scores == {1: 1.0, 2: 0.0, 3: 0.0}
+
+
+@given(st.lists(st.floats(0, 1), max_size=40), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_chosen_images_are_different_and_in_order(scores, count):
+    chosen = choose(scores, count)
+    places = [place for kind in ('best', 'median', 'worst') for place in chosen[kind]]
+    assert len(set(places)) == len(places) >= min(len(scores), 3)
+    assert [scores[p] for p in places] == sorted((scores[p] for p in places), reverse=True)
+    if scores:
+        assert scores[chosen['best'][0]] == max(scores)
+        assert min(scores) in {scores[p] for p in places[-1:]}
+
+
+def test_label_maps_are_counted_as_by_the_evaluator(tmp_path):
+    torch.manual_seed(0)
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=('a', 'b', 'c', 'd'))
+    samples = []
+    for index in range(5):
+        truth = torch.randint(0, 3, (1, 20, 30))  # d does not occur
+        truth[0, :2] = 255
+        prediction = torch.where(torch.rand(1, 20, 30) < 0.7, truth % 255, 1)
+        sample = SegDataSample(metainfo=dict(img_path=f'{index}.jpg'))
+        sample.gt_sem_seg, sample.pred_sem_seg = PixelData(data=truth), PixelData(data=prediction)
+        samples.append(sample)
+    metric.process({}, [sample.to_dict() for sample in samples])
+    numbers = metric.compute_metrics(metric.results)
+    records = [label_record(sample, 4, 255) for sample in samples]
+    summary = describe_segmentation(records, metric.dataset_meta, tmp_path)
+    confusion = np.array(summary['confusion'])
+    assert confusion.sum() == 5 * 18 * 30
+    iou = intersection_over_union(confusion)
+    assert math.isnan(iou[3])
+    assert 100 * np.nanmean(iou) == pytest.approx(numbers['mIoU'], abs=0.01)
+    assert [p['kind'] for p in summary['pictures']] == ['best', 'median', 'worst']
+    assert len(list(tmp_path.glob('*.png'))) == 6
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('write', [write_detections, write_label_maps])
+def test_the_page_has_everything_and_needs_nothing(tmp_path, write):
+    write(_simple_run(tmp_path), TRICKY)
+    (tmp_path / 'epoch 1 #2.pth').write_bytes(b'x' * 2**20)
+    (tmp_path / 'last_checkpoint').write_text(f'{tmp_path}/epoch 1 #2.pth')
+    page = _page(tmp_path)
+    assert re.findall(r'<section id="([\w-]+)"', page) == SECTIONS
+    assert 'can not be' not in page
+    assert 'was not kept' not in page
+    assert page.count('<img src="data:image/jpeg;base64,') == (
+        12 if write is write_detections else 6
+    )
+    # Nothing but data: and links to files of the work directory.
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(('data:', '#')) or (tmp_path / source.replace('%20', ' ').replace('%23', '#')).exists()  # fmt: skip  # noqa: E501
+    assert not re.search(r'@import|url\((?!#)', page)
+    assert 'epoch%201%20%232.pth' in page
+    assert len(page) < 5_000_000
+
+
+def test_names_are_shown_and_not_run(tmp_path):
+    write_detections(_simple_run(tmp_path), TRICKY)
+    page = _page(tmp_path)
+    assert '<script' not in page
+    assert '&lt;script&gt;alert(1)&lt;/script&gt;' in page
+    assert '中文 &amp; ' in page
+    assert 'it&#39;s {{ 7 * 7 }}' in page
+    assert 'a $x$ b $' in page
+
+
+@pytest.mark.parametrize(('write', 'count'), [(write_detections, 80), (write_label_maps, 150)])
+def test_many_classes(tmp_path, write, count):
+    write(_simple_run(tmp_path), [f'class {i}' for i in range(count)])
+    page = _page(tmp_path)
+    assert len(page) < 5_000_000
+    confusion = _section(page, 'confusion')
+    names = re.findall(r'>(class \d+)</text>', confusion)
+    assert len(names) == 2 * count  # each row and column has its name
+    width = float(re.search(r'style="width: (\d+)px"', confusion)[1])
+    assert width > 14 * count
+    assert 'The most frequent confusions' in confusion
+    assert _section(page, 'classes').count('<th scope="row">') == count
+
+
+def test_few_classes_have_a_table_of_confusions(tmp_path):
+    summary = write_label_maps(_simple_run(tmp_path), ['a', 'b', 'c'])
+    confusion = np.array(summary['confusion'])
+    cells = re.findall(r'title="([\d,]+) pixels">(\d+)%<', _section(_page(tmp_path), 'confusion'))
+    assert [int(count.replace(',', '')) for count, _ in cells] == confusion.ravel().tolist()
+    shares = (100 * confusion / confusion.sum(1, keepdims=True)).round().ravel()
+    assert [int(share) for _, share in cells] == shares.astype(int).tolist()
+
+
+def test_pictures_of_the_text_are_the_figures_own(tmp_path):
+    """The page of two charts has no identifier twice: references would lead to the other chart."""
+    write_detections(_simple_run(tmp_path), ['a', 'b'])
+    identifiers = re.findall(r'\bid="([^"]+)"', _page(tmp_path))
+    assert len(identifiers) == len(set(identifiers)) > 50
+
+
+def _remove(path):
+    return lambda folder, _: next(folder.glob(path)).unlink()
+
+
+@pytest.mark.parametrize(
+    ('break_it', 'section', 'says'),
+    [
+        (_remove('validation/summary.json'), 'classes', 'was not kept'),
+        (_remove('validation/truth.json'), 'precision-recall', 'can not be evaluated'),
+        (_remove('validation/results.bbox.json'), 'confusion', 'can not be evaluated'),
+        (_remove('validation/picture.jpg'), 'gallery', 'picture.jpg does not exist any more'),
+        (_remove('*/vis_data/config.py'), 'configuration', 'The config was not found'),
+        (_remove('*/*.log'), 'environment', 'not found'),
+        (
+            lambda folder, _: (folder / 'validation/results.bbox.json').write_text('[{"image_'),
+            'classes',
+            'can not be evaluated',
+        ),
+        (
+            lambda folder, _: (folder / 'validation/results.bbox.json').write_text('[7]'),
+            'classes',
+            'can not be evaluated',
+        ),
+        (
+            lambda folder, _: (folder / 'validation/summary.json').write_text('{"kind": "det'),
+            'summary',
+            'summary.json is unreadable',
+        ),
+        (
+            lambda folder, session: (session / 'vis_data/config.py').write_text('a = ('),
+            'summary',
+            'the config is unreadable',
+        ),
+        (
+            lambda folder, session: (session / 'vis_data/scalars.json').unlink(),
+            'losses',
+            'No loss was logged',
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_told_where_it_would_be(tmp_path, break_it, section, says):
+    session = write_session(tmp_path, [train_record(10), val_record(1, 0.2)])
+    write_detections(tmp_path, ['a', 'b'])
+    break_it(tmp_path, session)
+    page = _page(tmp_path)
+    assert re.findall(r'<section id="([\w-]+)"', page) == SECTIONS
+    assert says in _section(page, section)
+
+
+def test_one_iteration_without_validation(tmp_path):
+    write_session(tmp_path, [train_record(1)])
+    page = _page(tmp_path)
+    assert 'No validation has given figures' in _section(page, 'accuracy')
+    assert 'was not kept' in _section(page, 'gallery')
+    assert 'There is no checkpoint' in _section(page, 'files')
+
+
+def test_no_detection_at_all(tmp_path):
+    write_detections(_simple_run(tmp_path), ['a', 'b'])
+    (tmp_path / 'validation/results.bbox.json').write_text('[]')
+    page = _page(tmp_path)
+    assert 'can not be' not in page
+    assert page.count('Prediction: no object') == 6
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path):
+    losses = [1.0, math.nan, math.inf, 0.5]
+    records = [train_record(s, loss=loss) for s, loss in zip((1, 2, 3, 4), losses, strict=True)]
+    write_session(tmp_path, records)
+    page = _page(tmp_path)
+    assert 'The loss is not finite in 2 of 4 records, first at iteration 2.' in page
+    assert 'nan' not in _section(page, 'losses').lower().replace('nance', '')
+
+
+def test_a_comparison_tells_what_differs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rate in (('one', '0.1'), ('two', '0.2')):
+        config = f'optim_wrapper = dict(lr={rate})\nwork_dir = "{name}"\nsame = 1\n'
+        write_session(tmp_path / name, [train_record(10), val_record(1, 0.3)], config=config)
+    write_detections(tmp_path / 'one', ['a', 'b'])
+    _page(tmp_path / 'one')
+    path = write_report([tmp_path / 'one', tmp_path / 'two'])
+    page = path.read_text()
+    assert path == Path('comparison.html')
+    rows = re.findall(r'<th scope="row">([^<]+)</th>', _section(page, 'configuration'))
+    assert rows == ['optim_wrapper.lr']
+    assert 'There is no difference' in _section(page, 'environment')
+    assert 'href="one/report.html"' in _section(page, 'summary')
+    assert 'two: What the validation predicted was not kept' in _section(page, 'classes')
+    assert _section(page, 'losses').count('>one</text>') == 2
+
+
+def test_compared_folders_of_the_same_name_are_told_apart(tmp_path):
+    folders = [tmp_path / 'a/run', tmp_path / 'b/run']
+    for folder in folders:
+        write_session(folder, [train_record(10)])
+    page = write_report(folders, tmp_path / 'out.html').read_text()
+    assert re.findall(r'<th scope="row">([^<]+)</th>', page)[:2] == ['a/run', 'b/run']
+
+
+# --- the hook ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """As much of a Runner as the hook looks at, with what it was told."""
+    told = []
+    logger = SimpleNamespace(info=told.append, warning=told.append)
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[]))
+    return SimpleNamespace(work_dir=str(tmp_path), logger=logger, told=told, val_loop=loop)
+
+
+def test_a_report_that_fails_does_not_end_the_training(runner):
+    ReportHook().after_train(runner)  # the work directory has no log
+    [message] = runner.told
+    assert message.startswith('the report was not written: UserError: ')
+
+
+def test_predictions_that_can_not_be_kept_do_not_end_the_training(runner):
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    runner.val_loop.evaluator.metrics = [metric]
+    hook = ReportHook()
+    hook.before_val_epoch(runner)
+    for index in range(3):
+        hook.after_val_iter(runner, index, outputs=[SegDataSample()])
+    assert len(runner.told) == 1  # once, not at each image
+    assert 'predictions are not kept' in runner.told[0]
+
+
+def test_a_metric_does_not_write_to_a_full_disk(runner, monkeypatch):
+    class CocoMetric:
+        outfile_prefix = None
+
+    metric = CocoMetric()
+    runner.val_loop.evaluator.metrics = [metric]
+    runner.val_dataloader = SimpleNamespace(dataset=[])
+    hook = ReportHook()
+    hook.before_val_epoch(runner)
+    assert metric.outfile_prefix.endswith('validation/results')
+    monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=1000))
+    hook.before_val_epoch(runner)
+    hook.after_val_epoch(runner)
+    assert metric.outfile_prefix is None
+    assert 'nearly full' in runner.told[0]
+    assert len(runner.told) == 1
+
+
+def test_the_hook_can_be_told_to_do_nothing(runner, tmp_path):
+    class CocoMetric:
+        outfile_prefix = None
+
+    runner.val_loop.evaluator.metrics = [CocoMetric()]
+    hook = ReportHook(predictions=False, page=False)
+    hook.before_val_epoch(runner)
+    hook.after_val_epoch(runner)
+    hook.after_train(runner)
+    assert runner.val_loop.evaluator.metrics[0].outfile_prefix is None
+    assert runner.told == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_keep_what_one_keeps(run, root, tmp_path):
+    """Of three images one process has two and the other one, and one again to fill up."""
+    write_ade20k(tmp_path / 'ade', num_train=8, num_val=3)
+    config = root / 'configs/demo/fpn_poolformer_s12.py'
+    options = [
+        '--cfg-options', f'data_root={tmp_path}/ade', 'train_cfg.max_iters=1',
+        'train_cfg.val_interval=1', 'train_dataloader.batch_size=2',
+    ]  # fmt: skip
+    done = run(
+        'dist_train.sh', config, 2, '--work-dir', tmp_path / 'two', *options,
+        cwd=tmp_path, env={'PORT': '29571'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / 'two/validation/summary.json').read_text())
+    pixels = 0
+    for path in (tmp_path / 'ade/annotations/validation').iterdir():
+        pixels += int((cv2.imread(str(path), cv2.IMREAD_UNCHANGED) > 0).sum())
+    assert np.sum(found['confusion']) == pixels
+    assert len({picture['image'] for picture in found['pictures']}) == 3
+    assert '>GPU number</th>' in (tmp_path / 'two/report.html').read_text()

@@ -1,0 +1,32 @@
+"""Fixtures of the tests of `poolformer_dense.runner`."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.poolformer_dense.runner import tiny
+
+
+@pytest.fixture(scope='session')
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make this process ready to be forked: imports and first steps are done, one thread."""
+    torch.set_num_threads(1)
+    tiny.warm(tmp_path_factory.mktemp('warm'))
+
+
+@pytest.fixture
+def runs(warmed: None, tmp_path: Path) -> Path:
+    """A folder for runs, in a process that is ready to be forked."""
+    return tmp_path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port for torchrun."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,51 @@
+"""A rank is killed under torchrun: all start again and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from backbones.checkpoints import sealed
+from tests.poolformer_dense.runner import launching
+
+pytestmark = pytest.mark.slow
+OPTIONS = dict(
+    ranks=2, loop='iter', steps=24, ema=True,
+    checkpoint=dict(type='AtomicCheckpointHook', minutes=0, interval=4, max_keep_ckpts=1),
+)  # fmt: skip
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, free_port) -> list[dict[str, str]]:
+    folder = tmp_path / 'whole'
+    with launching.launched(folder, 2, free_port, OPTIONS) as process:
+        assert process.wait(launching.DEADLINE) == 0, (folder / 'output').read_text()[-3000:]
+    return _digests(folder)
+
+
+def _digests(folder: Path) -> list[dict[str, str]]:
+    digests = [json.loads((folder / f'digest{rank}').read_text()) for rank in (0, 1)]
+    # What is logged is the first rank's; a checkpoint has no other.
+    del digests[1]['logged']
+    return digests
+
+
+def test_a_killed_rank_is_replaced(uninterrupted, tmp_path, free_port):
+    folder = tmp_path / 'killed'
+    folder.mkdir()
+    # What an earlier run left is not what the restart goes on from.
+    (folder / 'run').mkdir()
+    sealed.save(dict(meta=dict(saved_at=1.0), optimizer={}), folder / 'run/iter_99.pth')
+    with launching.launched(folder, 2, free_port, OPTIONS, MAX_RESTARTS='1') as process:
+        log = folder / 'output'
+        launching.wait_for(lambda: launching.progress(folder, 1)[-1:] >= [10], process, log)
+        os.kill(launching.ranks(process)[1], signal.SIGKILL)
+        assert process.wait(launching.DEADLINE) == 0, log.read_text()[-3000:]
+    done = launching.progress(folder)
+    again = next(i for i in range(1, len(done)) if done[i] <= done[i - 1])
+    assert done[again] > 1, 'it began at the beginning'
+    assert _digests(folder) == uninterrupted

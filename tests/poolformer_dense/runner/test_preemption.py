@@ -1,0 +1,341 @@
+"""SIGTERM and SIGUSR1: the step in hand, a checkpoint, exit code 75."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook, Hook
+
+from backbones.checkpoints import sealed
+from poolformer_dense.runner import preemption
+from poolformer_dense.runner.resume import newest_intact
+from tests.poolformer_dense.runner import launching, tiny
+
+OPTIONS = dict(
+    checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
+    hooks=[dict(type='PreemptionHook'), dict(type='IntactResumeHook')],
+)
+
+
+class At(Hook):
+    """Does something once, at a point of the hooks in an iteration."""
+
+    priority = 'NORMAL'
+
+    def __init__(self, point: str, iteration: int, action: Callable[[], Any]) -> None:
+        def act(runner, *_, **__) -> None:
+            if runner.iter == iteration and not self.done:
+                self.done = True
+                action()
+
+        self.done = False
+        setattr(self, point, act)
+
+    def get_triggered_stages(self) -> list[str]:
+        return []
+
+
+def train(folder: Path, *hooks: Hook, **options: Any) -> dict[str, str]:
+    """Train the tiny run with more hooks; return its digest."""
+    runner = tiny.tiny_runner(folder, **OPTIONS | options)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    return tiny.digest(runner)
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def _iteration(folder: Path) -> int:
+    """The iteration of the newest checkpoint, and that nothing is half-written beside it."""
+    path, passed_over = newest_intact(folder)
+    assert not passed_over
+    assert not list(folder.glob('.*'))
+    assert (folder / 'last_checkpoint').read_text() == str(path)
+    return torch.load(path, weights_only=False)['meta']['iter']
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ('point', 'iteration', 'saved', 'name'),
+    [
+        ('before_train_iter', 0, 1, 'iter_1.pth'),
+        ('before_train_iter', 3, 4, 'iter_4.pth'),
+        ('after_train_iter', 3, 4, 'iter_4.pth'),
+        ('before_train_iter', 5, 6, 'iter_6.pth'),
+        ('after_train_epoch', 6, 6, 'epoch_1.pth'),
+        ('after_val_iter', 6, 6, 'epoch_1.pth'),
+        ('before_train_iter', 11, 12, 'iter_12.pth'),
+    ],
+)
+def test_the_step_is_finished_and_saved(runs, number, point, iteration, saved, name):
+    hook = At(point, iteration, lambda: send(number))
+    child = tiny.fork(runs / 'result', train, runs / 'run', hook)
+    assert child.wait() == preemption.EXIT_CODE
+    assert _iteration(runs / 'run') == saved
+    assert Path((runs / 'run/last_checkpoint').read_text()).name == name
+
+
+def test_before_the_first_step_there_is_nothing_to_save(runs):
+    child = tiny.fork(runs / 'result', lambda: (preemption.watch(), send(), train(runs / 'run')))
+    assert child.wait() == preemption.EXIT_CODE
+    assert newest_intact(runs / 'run') == (None, [])
+
+
+def test_while_saving_one_checkpoint_is_enough(runs, monkeypatch):
+    def stopped() -> None:
+        save = sealed.save
+        monkeypatch.setattr(sealed, 'save', lambda *args: (send(), save(*args)))
+        train(runs / 'run', loop='iter')
+
+    assert tiny.fork(runs / 'result', stopped).wait() == preemption.EXIT_CODE
+    assert [path.name for path in (runs / 'run').glob('*.pth')] == ['iter_6.pth']
+
+
+def test_an_average_under_validation_is_not_saved_as_the_weights(runs):
+    # Saved every other epoch, so that the validation after the first has no checkpoint.
+    options = dict(ema=True, checkpoint=OPTIONS['checkpoint'] | dict(interval=2))
+
+    def stopped() -> None:
+        def keep(runner, *_, **__) -> None:
+            if runner.iter == 5:
+                [ema] = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+                torch.save(
+                    [runner.model.state_dict(), ema.ema_model.module.state_dict()], runs / 'w'
+                )
+
+        hook = At('after_train_iter', 5, lambda: None)
+        hook.after_train_iter, hook.priority = keep, 'LOWEST'
+        train(runs / 'run', hook, At('before_val_iter', 6, send), **options)
+
+    assert tiny.fork(runs / 'result', stopped).wait() == preemption.EXIT_CODE
+    model, average = torch.load(runs / 'w')
+    checkpoint = torch.load(runs / 'run/iter_6.pth', weights_only=False)
+    saved = {k.removeprefix('module.'): v for k, v in checkpoint['ema_state_dict'].items()}
+    # mmengine puts the average in the place of the weights, and the weights in its own.
+    for name, parameter in model.items():
+        if name.endswith(('weight', 'bias')):
+            assert torch.equal(saved[name], parameter), name
+            assert torch.equal(checkpoint['state_dict'][name], average[name]), name
+
+
+def test_a_second_signal_exits_at_once(runs):
+    def stopped() -> None:
+        def twice() -> None:
+            send(signal.SIGTERM)
+            send(signal.SIGUSR1)  # an echo of the first
+            begin = time.monotonic()
+            while time.monotonic() - begin < preemption._ECHO + 0.05:
+                pass
+            (runs / 'echo').touch()
+            send(signal.SIGUSR1)
+            (runs / 'alive').touch()
+
+        train(runs / 'run', At('before_train_iter', 3, twice))
+
+    assert tiny.fork(runs / 'result', stopped).wait() == 128 + signal.SIGUSR1
+    assert (runs / 'echo').exists()
+    assert not (runs / 'alive').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_workers_survive_a_signal_to_the_whole_group(runs, number):
+    def stopped() -> None:
+        os.setpgid(0, 0)
+
+        def group() -> None:
+            assert len(launching.children(os.getpid())) == 2
+            # Not from this process, whose word the workers take.
+            tiny.fork(runs / 'sender', os.killpg, os.getpgid(0), number).result()
+
+        # The step in hand needs batches that the workers have not made yet.
+        preemption_free = [dict(type='IntactResumeHook')]
+        runner = tiny.tiny_runner(runs / 'run', workers=2, **OPTIONS | dict(hooks=preemption_free))
+        preemption.watch()
+        runner.register_hook(At('before_train_iter', 1, group))
+        runner.train()
+
+    child = tiny.fork(runs / 'result', stopped)
+    child.result()
+    assert _iteration(runs / 'run') == 12
+
+
+def test_a_worker_ends_when_its_parent_says_so(runs):
+    def parent() -> int:
+        preemption.watch()
+        child = tiny.fork(runs / 'sleeper', signal.pause)
+        os.kill(child.pid, signal.SIGTERM)
+        return child.wait()
+
+    assert tiny.fork(runs / 'result', parent).result() == 0
+
+
+class Large(torch.utils.data.Dataset):
+    """Samples that a pipe can't hold."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(1 << 20)
+
+
+def test_workers_end_with_a_killed_parent(runs, monkeypatch):
+    monkeypatch.setattr(preemption, '_LOOKS', 0.1)
+    read, write = os.pipe()
+
+    def parent() -> None:
+        preemption.watch()
+        batches = iter(torch.utils.data.DataLoader(Large(), batch_size=None, num_workers=2))
+        next(batches)
+        os.write(write, b'.')
+        signal.pause()
+
+    child = tiny.fork(runs / 'result', parent)
+    os.close(write)
+    assert os.read(read, 1)
+    workers = launching.children(child.pid)
+    assert len(workers) == 2
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    # Each of them, and nobody else by now, holds the pipe's other end.
+    ready, _, _ = select.select([read], [], [], 60)
+    assert ready, f'workers {workers} outlive their parent'
+    assert os.read(read, 1) == b''
+    os.close(read)
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('point', ['before_train_iter', 'before_val_iter'])
+def test_all_ranks_end_after_the_same_step(runs, rank, point):
+    def stopped() -> None:
+        mine = os.environ['RANK'] == str(rank)
+        hook = At(point, 6, send if mine else lambda: None)
+        options = dict(checkpoint=OPTIONS['checkpoint'] | dict(interval=2))
+        train(runs / 'run', hook, launcher='pytorch', ranks=2, **options)
+
+    codes = [child.wait() for child in tiny.fork_ranks(2, runs / 'ranks', stopped)]
+    assert codes == [preemption.EXIT_CODE] * 2
+    assert _iteration(runs / 'run') == (7 if 'train' in point else 6)
+
+
+def test_ranks_with_fewer_validation_batches_are_not_waited_for(runs):
+    def train_unevenly() -> None:
+        cfg = tiny.tiny_config(runs / 'run', launcher='pytorch', ranks=2, **OPTIONS)
+        cfg.val_dataloader.sampler.round_up = False
+        cfg.val_dataloader.batch_size = 1
+        cfg.val_dataloader.dataset.length = 3
+        tiny.build_runner(cfg).train()
+
+    for child in tiny.fork_ranks(2, runs / 'ranks', train_unevenly):
+        child.result()
+
+
+def test_a_launcher_finds_a_mark(runs, monkeypatch):
+    monkeypatch.setenv('PREEMPTED_FILE', str(runs / 'mark'))
+    hook = At('before_train_iter', 3, send)
+    child = tiny.fork(runs / 'result', train, runs / 'run', hook)
+    assert child.wait() == 0
+    assert (runs / 'mark').exists()
+    assert _iteration(runs / 'run') == 4
+
+
+def test_a_test_is_not_a_training(runs):
+    """A validation alone keeps the usual answer to signals."""
+
+    def validate() -> None:
+        runner = tiny.tiny_runner(runs / 'run', **OPTIONS)
+        runner.register_hook(At('before_val_iter', 0, send))
+        runner.val()
+
+    assert tiny.fork(runs / 'result', validate).wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize('loop', ['epoch', 'iter'])
+@pytest.mark.parametrize('point', ['before_train_iter', 'before_val_iter'])
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(runs, loop, point):
+    options = dict(loop=loop, ema=True, accumulate=2)
+    whole = tiny.fork(runs / 'a', train, runs / 'whole', **options).result()
+    child = tiny.fork(runs / 'b', train, runs / 'run', At(point, 6, send), **options)
+    assert child.wait() == preemption.EXIT_CODE
+    resumed = tiny.fork(runs / 'c', train, runs / 'run', resume=True, **options).result()
+    assert resumed == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('whom', ['script', 'group', 'one rank'])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_launch_ends_with_the_code(tmp_path, free_port, whom, number):
+    options = dict(ranks=2, steps=3000, checkpoint=OPTIONS['checkpoint'])
+    with launching.launched(tmp_path, 2, free_port, options, MAX_RESTARTS='2') as process:
+        log = tmp_path / 'output'
+        launching.wait_for(lambda: len(launching.progress(tmp_path)) > 3, process, log)
+        if whom == 'script':
+            process.send_signal(number)
+        elif whom == 'group':
+            os.killpg(process.pid, number)
+        else:
+            os.kill(launching.ranks(process)[1], number)
+        assert process.wait(launching.DEADLINE) == 75, log.read_text()[-3000:]
+    done = [launching.progress(tmp_path, rank) for rank in (0, 1)]
+    # Nobody started again, and both ended after the same step.
+    assert done[0] == done[1] == list(range(1, len(done[0]) + 1))
+    assert _iteration(tmp_path / 'run') == len(done[0])
+    assert not list(tmp_path.glob('.preempted.*'))
+
+
+@pytest.mark.slow
+def test_launch_gives_a_failure_its_own_code(tmp_path, free_port):
+    options = dict(ranks=2, steps=6, checkpoint=dict(type='NoSuchHook'))
+    with launching.launched(tmp_path, 2, free_port, options) as process:
+        assert process.wait(launching.DEADLINE) == 1
+
+
+SRUN = """#!/bin/bash
+# Ends as {how} says, once it is told to.
+trap 'stopped=yes' USR1
+touch started
+until [ -n "$stopped" ]; do read -r -t 0.01 <> <(:) || true; done
+{how}
+"""
+
+
+@pytest.mark.parametrize(
+    ('how', 'job', 'code', 'told'),
+    [
+        ('touch "$PREEMPTED_FILE"', '7', 75, 'requeue 7\n'),
+        ('touch "$PREEMPTED_FILE"', '', 75, ''),
+        ('exit 3', '7', 3, ''),
+        ('true', '7', 0, ''),
+    ],
+)
+def test_slurms_script_queues_the_job_again(root, tmp_path, how, job, code, told):
+    commands = {'srun': SRUN.format(how=how), 'scontrol': '#!/bin/sh\necho "$*" >> told\n'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / 'told').touch()
+    environment = os.environ | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': job}
+    script = subprocess.Popen(
+        [root / 'tools/slurm_train.sh', 'partition', 'name', 'config.py', '--resume'],
+        cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    try:
+        launching.wait_for((tmp_path / 'started').exists, script)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(launching.DEADLINE) == code
+    finally:
+        script.kill()
+    assert (tmp_path / 'told').read_text() == told
+    assert not list(tmp_path.glob('.preempted.*'))

@@ -1,0 +1,193 @@
+"""A dead or stuck worker ends the training at once, in one line, on every rank."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.registry import DATASETS
+from torch.utils.data import DataLoader
+
+from poolformer_dense.cli import run_tool
+from poolformer_dense.errors import RankError, UserError
+from poolformer_dense.runner.runner import build_runner
+from poolformer_dense.runner.workers import TIMEOUT, clear_errors, with_timeout
+from tests.poolformer_dense.runner import tiny
+
+
+@DATASETS.register_module()
+class FatalDataset(tiny.TinyDataset):
+    """The tiny data, of which one image sends its worker a signal or raises a UserError.
+
+    Args:
+        at: The index of that image.
+        signal: The signal's name, or None for the error.
+        count: A file that is made the first time; the second time it happens, and never again.
+        options: See `TinyDataset`.
+    """
+
+    def __init__(
+        self, at: int, signal: str | None, count: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.at, self.signal, self.count = at, signal, count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.at and self._due():
+            if self.signal is None:
+                raise UserError('the moon is in the wrong quarter')
+            os.kill(os.getpid(), getattr(signal, self.signal))
+        return super().__getitem__(index)
+
+    def _due(self) -> bool:
+        if self.count is None:
+            return True
+        times = len(Path(self.count).read_text()) if Path(self.count).exists() else 0
+        Path(self.count).write_text('x' * (times + 1))
+        return times == 1
+
+
+def _consume(timeout: float, **options: Any) -> tuple[str, str, int]:
+    """Load until it fails; return the error's type and text, and how many workers are left."""
+    loader = DataLoader(
+        FatalDataset(at=7, length=24, **options), batch_size=2, num_workers=2, timeout=timeout
+    )
+    try:
+        with clear_errors():
+            for _ in loader:
+                pass
+    except Exception as error:
+        for process in multiprocessing.active_children():
+            process.join(10)
+        return type(error).__name__, str(error), len(multiprocessing.active_children())
+    raise AssertionError('nothing happened')
+
+
+@pytest.fixture
+def failure(warmed: None, tmp_path: Path) -> Callable[..., tuple[str, str, int]]:
+    """Runs `_consume` in a child, for torch's handler of signals outlives a failure."""
+
+    def run(timeout: float = 0, **options: Any) -> tuple[str, str, int]:
+        return tiny.fork(tmp_path / 'failure', _consume, timeout, **options).result()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('config', 'expected'),
+    [
+        (dict(num_workers=2), TIMEOUT),
+        (dict(num_workers=2, timeout=300), 300),
+        (dict(num_workers=2, timeout=0), 0),
+        (dict(num_workers=0), None),
+        (dict(), None),
+    ],
+)
+def test_timeout_is_set_where_there_are_workers(config: dict, expected: float | None) -> None:
+    assert with_timeout(config) == config | ({} if expected is None else dict(timeout=expected))
+    assert 0 < TIMEOUT < 60
+
+
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGSEGV', 'SIGBUS'])
+def test_dead_worker_is_one_line(failure: Callable[..., Any], name: str) -> None:
+    kind, message, left = failure(signal=name)
+    assert kind == 'RankError'
+    assert left == 0
+    assert '\n' not in message
+    assert message.startswith('data loading worker ')
+    assert 'is killed by signal' in message
+    assert ('/dev/shm' if name == 'SIGBUS' else 'train_dataloader.num_workers') in message
+    assert '--resume' in message
+
+
+def test_stuck_worker_is_one_line_and_is_ended(failure: Callable[..., Any]) -> None:
+    start = time.monotonic()
+    kind, message, left = failure(signal='SIGSTOP', timeout=1)
+    assert time.monotonic() - start < 30
+    assert kind == 'RankError'
+    assert left == 0
+    assert 'one is stuck' in message
+    assert 'train_dataloader.timeout=300' in message
+
+
+def test_users_error_of_a_worker_stays_one_line(failure: Callable[..., Any]) -> None:
+    assert failure(signal=None)[:2] == ('UserError', 'the moon is in the wrong quarter')
+
+
+@pytest.mark.parametrize('raised', [RuntimeError('sizes differ'), ValueError('no'), UserError('x')])
+def test_other_errors_are_left_alone(raised: Exception) -> None:
+    with pytest.raises(type(raised)) as error, clear_errors():
+        raise raised
+    assert error.value is raised
+
+
+@pytest.mark.parametrize(('rank', 'printed'), [('0', True), ('1', True)])
+def test_process_concerned_prints_it(
+    rank: str, printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv('RANK', rank)
+
+    def fail() -> None:
+        raise RankError('worker 12 is dead')
+
+    assert run_tool(fail) == 2
+    assert ('error: worker 12 is dead' in capsys.readouterr().err) == printed
+
+
+def _train(folder: Path, fatal: dict[str, Any], timeout: float, **options: Any) -> dict[str, str]:
+    cfg = tiny.tiny_config(folder, workers=2, **options)
+    cfg.train_dataloader.dataset |= dict(type='FatalDataset', at=7, **fatal)
+    cfg.train_dataloader.timeout = timeout
+    runner = build_runner(cfg)
+    runner.train()
+    return tiny.digest(runner)
+
+
+def test_training_has_the_timeout(runs: Path) -> None:
+    runner = tiny.tiny_runner(runs, workers=2)
+    assert runner.build_train_loop(runner.train_loop).dataloader.timeout == TIMEOUT
+
+
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
+def test_restart_after_a_lost_worker_ends_like_a_run_that_lost_none(runs: Path, name: str) -> None:
+    def train(folder: str, fatal: str) -> tiny.Child:
+        count = dict(count=str(runs / f'{folder}_count'), signal=fatal)
+        resume = (runs / folder / 'last_checkpoint').exists()
+        return tiny.fork(runs / 'end', _train, runs / folder, count, timeout=2, resume=resume)
+
+    expected = train('whole', 'SIGCONT').result()
+    first = train('lost', name)
+    assert first.wait() == 1
+    assert 'poolformer_dense.errors.RankError: ' in first.path.read_text()
+    assert train('lost', name).result() == expected
+
+
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
+def test_all_ranks_end(runs: Path, name: str) -> None:
+    start = time.monotonic()
+    children = tiny.fork_ranks(
+        2,
+        runs / 'ranks',
+        _train,
+        runs / 'run',
+        dict(signal=name),
+        timeout=2,
+        launcher='pytorch',
+        ranks=2,
+    )
+    assert [child.wait() for child in children] == [1, 1]
+    assert time.monotonic() - start < 60
+    last = sorted(child.path.read_text().splitlines()[-1] for child in children)
+    assert all(line.startswith('poolformer_dense.errors.RankError: ') for line in last)
+    assert last[0] == (
+        'poolformer_dense.errors.RankError: another process of this run has ended; its own message '
+        'says why'
+    )
+    worker = 'data loading worker ' if name == 'SIGKILL' else 'no batch came from the data loading'
+    assert worker in last[1]
