@@ -1,6 +1,7 @@
 """A tiny but real run, which every test of `poolformer_dense.runner` can be about.
 
-`tiny_runner(folder)` is a Runner of ours whose step takes a few milliseconds, and in which all that a resumed run must bring back matters: batch norm, dropout,
+`tiny_runner(folder)` is a Runner of ours whose step takes a few milliseconds, and in which all
+that a resumed run must bring back matters: batch norm, dropout,
 augmentation that draws from python, numpy and torch, AdamW, warm-up and decay, optionally EMA,
 accumulated gradients, workers and two ranks. `tiny_runner(folder).train()` is the run;
 `tiny_runner(folder, resume=True).train()` goes on from the last checkpoint in the folder. There
