@@ -14,10 +14,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
 from backbones import MetaFormer
-from backbones.checkpoints import CheckpointError
+from backbones.checkpoints import CheckpointError, fit, reorder_optimizer
 
 from ..errors import UserError
-from .loading import fit, own_names, reorder_optimizer
 
 
 def batch_factors(cfg: Config) -> tuple[int, int, int]:
@@ -110,17 +109,15 @@ class StrictLoadHook(Hook):
                 'the checkpoint to resume from holds weights alone; to start from them, use '
                 '--cfg-options load_from=PATH instead of --resume'
             )
-        weights = checkpoint.get('state_dict', checkpoint)
-        weights = {key.removeprefix('module.'): value for key, value in weights.items()}
         fine_tuning = isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume
-        names = own_names(weights)
-        if runner._resume and any(theirs != ours for theirs, ours in names.items()):
-            saved = names.values()
-            checkpoint['optimizer'] = reorder_optimizer(checkpoint['optimizer'], saved, model)
-        weights = fit(weights, model, new_heads=fine_tuning)
+        found = fit(checkpoint, model, new_heads=fine_tuning)
+        if runner._resume and any(theirs != ours for theirs, ours in found.names.items()):
+            checkpoint['optimizer'] = reorder_optimizer(
+                checkpoint['optimizer'], found.names.values(), model
+            )
         if 'state_dict' not in checkpoint:
             checkpoint.clear()
-        checkpoint['state_dict'] = weights
+        checkpoint['state_dict'] = found.tensors
 
 
 @HOOKS.register_module()

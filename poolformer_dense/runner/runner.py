@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -18,11 +19,15 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from backbones.checkpoints import safe_reading
+
 from ..errors import UserError
 from .hooks import BatchReportHook, batch_factors
 from .loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
-from .safe_files import install_reader
 from .workers import clear_errors, with_timeout
+
+# Until the Runner enters it for its own time, what `build_runner` chose stays for the process.
+_READING = contextlib.ExitStack()
 
 
 class ScalingRunner(Runner):
@@ -95,7 +100,7 @@ def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:
             raise UserError(f'--launcher {launcher} {remedy}')
     _check_evaluators(cfg)
     notes = [] if torch.cuda.is_available() else _adapt_to_cpu(cfg)
-    install_reader(unsafe_load)
+    _READING.enter_context(safe_reading(unsafe_load))
     if cfg.get('visualizer'):
         # The bases' name would bring back the visualizer of an earlier run in this process, which
         # writes to that run's folder.

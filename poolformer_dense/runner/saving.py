@@ -16,8 +16,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from backbones.checkpoints import sealed
-
+from .. import files
 from .ranks import any_rank
 from .run_state import collect
 
@@ -35,7 +34,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, made safe against kills, full disks and damage.
 
     A file gets its name when it is complete and on disk, with a checksum inside (see
-    `backbones.checkpoints.sealed`); only then ``last_checkpoint`` names it, and only then are
+    `poolformer_dense.files`); only then ``last_checkpoint`` names it, and only then are
     older ones deleted. A save that fails is logged and tried again at the next interval, and the
     training goes on. What a killed save left is removed at the next start.
 
@@ -205,7 +204,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Finish what a killed run had begun: a save, or what follows one."""
         info = runner.message_hub.runtime_info
         for folder in {str(self.out_dir), runner.work_dir}:
-            for name in sealed.remove_unfinished(folder):
+            for name in files.remove_unfinished(folder):
                 runner.logger.warning(f'Removed {name}, which an interrupted save had left.')
         outdated = info.get(_OUTDATED, [])
         if outdated:
@@ -262,7 +261,7 @@ class _RemovingLater:
 
 @contextlib.contextmanager
 def _sealing(local: bool) -> Iterator[None]:
-    """Make mmengine write checkpoints through `sealed`, not from one copy in memory in place.
+    """Make mmengine write checkpoints through `save_sealed`, not from one copy in memory in place.
 
     Args:
         local: Whether they go to a file system.
@@ -283,11 +282,11 @@ def _write(
 ) -> None:
     path = Path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sealed.save(checkpoint, path)
+    files.save_sealed(checkpoint, path)
 
 
 def _point(pointer: Path, path: str) -> None:
     if pointer.exists() and pointer.read_text() == path:
         return
-    with sealed.replacing(pointer) as file:
+    with files.replacing(pointer) as file:
         file.write(path.encode())
