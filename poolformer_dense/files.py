@@ -39,7 +39,7 @@ def save_sealed(checkpoint: Any, path: str | os.PathLike[str]) -> None:
     with replacing(path) as file:
         stream = _Sealing(file)
         try:
-            torch.save(checkpoint, stream)
+            torch.save(checkpoint, stream)  # type: ignore[arg-type]
         except Exception as error:
             # torch's writer reports a failed write by errors of its own.
             raise stream.failure or error from error
