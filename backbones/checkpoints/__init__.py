@@ -5,7 +5,7 @@ from .errors import CheckpointError, listed
 from .fetching import MIRROR_VARIABLE, is_url, localise
 from .fitting import Fit, fit, load_weights, reorder_optimizer, weights_of
 from .layouts import LAYOUTS
-from .reading import read_checkpoint, safe_reading
+from .reading import check_source, read_checkpoint, safe_reading
 from .seal import seal_holds
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     'MIRROR_VARIABLE',
     'CheckpointError',
     'Fit',
+    'check_source',
     'convert_names',
     'detect_layout',
     'fit',

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from .errors import damaged, forged
+from .seal import find_end
 
-_END = struct.Struct('<4s4H2LH')
+_END = struct.Struct('<4x4HL6x')
 _END64 = struct.Struct('<32xQQ8x4s16x')  # the end of 64 bits and its locator
 _LOCAL = struct.Struct(
     '<26xHH'
@@ -37,19 +38,18 @@ class Record:
     size: int
 
 
-def read_records(file: BinaryIO, size: int, comment: int) -> dict[str, Record]:
+def read_records(file: BinaryIO, size: int) -> dict[str, Record]:
     """Return the records of a zip as torch.save writes it, by their name without the folder.
 
     Args:
         file: The file.
         size: Its bytes.
-        comment: Bytes of the comment at its end.
 
     Raises:
         Refused: It is anything else than entries one after the other, stored as they are, each
             once, all in one folder, under names that torch.save gives.
     """
-    count = _check_directory(file, size, comment)
+    count = _check_directory(file, size)
     try:
         entries = sorted(zipfile.ZipFile(file).infolist(), key=lambda entry: entry.header_offset)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
@@ -85,15 +85,13 @@ def read_records(file: BinaryIO, size: int, comment: int) -> dict[str, Record]:
     return records
 
 
-def _check_directory(file: BinaryIO, size: int, comment: int) -> int:
+def _check_directory(file: BinaryIO, size: int) -> int:
     """Refuse a list of entries that would take much memory, before it is read; count them."""
-    end = size - comment - _END.size
-    if end < 0:
+    end = find_end(file, size)
+    if end is None:
         raise damaged('it has no end')
     file.seek(end)
-    signature, disk, start_disk, here, count, length, _, _ = _END.unpack(file.read(_END.size))
-    if signature != b'PK\x05\x06':
-        raise damaged('it has no end')
+    disk, start_disk, here, count, length = _END.unpack(file.read(_END.size))
     if disk or start_disk or here != count:
         raise forged('it is one of several volumes')
     if end >= _END64.size:

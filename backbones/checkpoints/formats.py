@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import sys
 import tarfile
+from collections.abc import Callable
 from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .archive import read_records
 from .errors import Refused, damaged, first_line, forged, holds_code
+from .seal import ZIP_SIGNATURE
 from .unpickling import unpickle
 
 _LONGEST_HEAD = 16 << 20  # bytes of the pickles in a file of torch before 1.6
@@ -22,16 +24,43 @@ _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _HEADER_SHARE, _HEADER = 16, 1 << 20  # of a safetensors file
 
 
-def read_zip(file: BufferedReader, size: int, comment: int, device: torch.device) -> Any:
+def check_container(file: BinaryIO, size: int, suffix: str) -> str:
+    """Refuse a file that does not look like a checkpoint from outside; return its format.
+
+    Args:
+        file: The file.
+        size: Its bytes.
+        suffix: Of its name.
+    """
+    file.seek(0)
+    first = file.read(max(len(_MAGIC), tarfile.BLOCKSIZE))
+    if suffix == '.safetensors':
+        header = int.from_bytes(first[:8], 'little')
+        if len(first) < 8 or header + 8 > size:
+            raise _not_safetensors('it has no whole header')
+        # Its header alone could take much memory to parse; the library checks the rest.
+        if header > max(size // _HEADER_SHARE, _HEADER):
+            raise _not_safetensors(f'its header has {header:,} of {size:,} bytes')
+        return 'safetensors'
+    if first.startswith(ZIP_SIGNATURE):
+        read_records(file, size)
+        return 'zip'
+    if _is_tar(first):
+        raise holds_code('pickles in a tar (the format of torch 0.1)')
+    if not first.startswith(_MAGIC):
+        raise damaged('it is neither a zip nor a pickle of torch.save')
+    return 'old'
+
+
+def read_zip(file: BufferedReader, size: int, device: torch.device) -> Any:
     """Read what torch.save writes.
 
     Args:
         file: The file.
         size: Its bytes.
-        comment: Bytes of the comment at its end.
         device: Where tensors go.
     """
-    records = read_records(file, size, comment)
+    records = read_records(file, size)
     pickled, order = records['data.pkl'], records.get('byteorder')
     if order is not None:
         file.seek(order.start)
@@ -59,10 +88,6 @@ def read_old(file: BufferedReader, size: int, device: torch.device) -> Any:
     """
     file.seek(0)
     head = file.read(_LONGEST_HEAD)
-    if _is_tar(head):
-        raise holds_code('pickles in a tar (the format of torch 0.1)')
-    if not head.startswith(_MAGIC):
-        raise damaged('it is neither a zip nor a pickle of torch.save')
     storages: dict[str, Tensor] = {}
 
     def storage(key: str, length: int) -> Tensor:
@@ -101,26 +126,24 @@ def read_old(file: BufferedReader, size: int, device: torch.device) -> Any:
 def read_safetensors(file: BufferedReader, size: int, device: torch.device) -> dict[str, Tensor]:
     """Read a ``.safetensors`` file.
 
-    The library checks offsets, shapes and types; here a header is refused that alone would take
-    much memory to parse.
-
     Args:
         file: The file.
         size: Its bytes.
         device: Where tensors go.
     """
-    file.seek(0)
-    first = file.read(8)
-    header = int.from_bytes(first, 'little')
-    if len(first) < 8 or header + 8 > size:
-        raise _not_safetensors('it has no whole header')
-    if header > max(size // _HEADER_SHARE, _HEADER):
-        raise _not_safetensors(f'its header has {header:,} of {size:,} bytes')
     try:
         tensors = safetensors.torch.load_file(file.name)
     except (safetensors.SafetensorError, ValueError) as error:
         raise _not_safetensors(first_line(error)) from error
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+# By what `check_container` returns.
+READERS: dict[str, Callable[[BufferedReader, int, torch.device], Any]] = {
+    'zip': read_zip,
+    'old': read_old,
+    'safetensors': read_safetensors,
+}
 
 
 def _not_safetensors(what: str) -> Refused:

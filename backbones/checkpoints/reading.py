@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from mmengine.runner import CheckpointLoader
 
-from .archive import read_records
 from .errors import CheckpointError, Refused, damaged, first_line
-from .formats import read_old, read_safetensors, read_zip
+from .formats import READERS, check_container
 from .schemes import local_file
-from .seal import SEAL_SIZE, ZIP_SIGNATURE, check_seal
+from .seal import check_seal
 
 
 def read_checkpoint(
@@ -40,20 +40,32 @@ def read_checkpoint(
             had, or isn't a checkpoint of tensors and plain data.
     """
     device = torch.device(map_location or 'cpu')
-    with local_file(source) as path:
-        try:
-            checkpoint = _read(path, device, unsafe)
-        except OSError as error:
-            raise CheckpointError(
-                f'checkpoint {path} was not loaded: it can not be read ({first_line(error)})'
-            ) from error
-        except Refused as refusal:
-            raise CheckpointError(f'checkpoint {path} was not loaded: {refusal}') from refusal
+    with _opened(source) as (path, file, size):
+        if check_seal(file) is False:
+            raise damaged('its end or its checksum is wrong')
+        kind = check_container(file, size, path.suffix)
+        run = unsafe and kind != 'safetensors'
+        checkpoint = _run(file, device) if run else READERS[kind](file, size, device)
     if str(source).startswith('mmcls://'):
         weights, prefix = checkpoint.get('state_dict', checkpoint), 'backbone.'
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         return {'state_dict': weights}
     return checkpoint
+
+
+def check_source(source: str | Path) -> None:
+    """Refuse what is not a checkpoint after a look at its container; download it if need be.
+
+    Neither its seal is checked nor its content read, so this costs milliseconds.
+
+    Args:
+        source: As for `read_checkpoint`.
+
+    Raises:
+        CheckpointError: The file is missing, can't be downloaded, or is something else.
+    """
+    with _opened(source) as (path, file, size):
+        check_container(file, size, path.suffix)
 
 
 @contextlib.contextmanager
@@ -82,22 +94,19 @@ def safe_reading(unsafe: bool = False) -> Iterator[None]:
             CheckpointLoader.register_scheme(scheme, loader, force=True)
 
 
-def _read(path: Path, device: torch.device, unsafe: bool) -> Any:
-    with path.open('rb') as file:
-        sealed = check_seal(file)
-        if sealed is False:
-            raise damaged('its end or its checksum is wrong')
-        size = file.seek(0, os.SEEK_END)
-        if path.suffix == '.safetensors':
-            return read_safetensors(file, size, device)
-        file.seek(0)
-        is_zip = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
-        comment = SEAL_SIZE if sealed else 0
-        if unsafe:
-            if is_zip:
-                read_records(file, size, comment)
-            return _run(file, device)
-        return read_zip(file, size, comment, device) if is_zip else read_old(file, size, device)
+@contextlib.contextmanager
+def _opened(source: str | Path) -> Iterator[tuple[Path, BufferedReader, int]]:
+    """Give a source's local path, the open file and its bytes; errors name the file."""
+    with local_file(source) as path:
+        try:
+            with path.open('rb') as file:
+                yield path, file, file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise CheckpointError(
+                f'checkpoint {path} was not loaded: it can not be read ({first_line(error)})'
+            ) from error
+        except Refused as refusal:
+            raise CheckpointError(f'checkpoint {path} was not loaded: {refusal}') from refusal
 
 
 def _run(file: BinaryIO, device: torch.device) -> Any:

@@ -49,6 +49,14 @@ def check_seal(file: BinaryIO) -> bool | None:
     return False if is_zip or length is not None else None
 
 
+def find_end(file: BinaryIO, size: int) -> int | None:
+    """Return where the last record of a zip is that has no comment or a seal, or None."""
+    for comment in (0, SEAL_SIZE):
+        if _read_end(file, size, comment)[0] == comment:
+            return size - comment - _END.size
+    return None
+
+
 def _read_end(file: BinaryIO, size: int, comment: int) -> tuple[int | None, bytes]:
     """Return the length of the comment and the comment, if the end fits one of that length."""
     if size < _END.size + comment:

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from backbones import MetaFormer
-from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
+from backbones.checkpoints import CheckpointError, check_source, is_url
 from backbones.weights import RELEASED
 
 from ..cli import first_process
@@ -112,7 +112,7 @@ def check_checkpoint(source: str) -> None:
         UserError: The file is missing, truncated, out of reach, or something else.
     """
     try:
-        read_checkpoint(source, map_location='meta')
+        check_source(source)
     except CheckpointError as error:
         raise UserError(str(error)) from error
 

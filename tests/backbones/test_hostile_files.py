@@ -25,7 +25,8 @@ def read_all(
     """Read a folder's files in another process, watched; return what happened, by file."""
     result = folder / reader / 'result.json'
     result.parent.mkdir()
-    command = [sys.executable, '-m', 'tests.backbones.watched']
+    # By its path: another package may be called tests.
+    command = [sys.executable, str(root / 'tests/backbones/watched.py')]
     command += [str(folder), str(canary or folder / 'canary'), str(result), reader]
     done = subprocess.run(
         command,

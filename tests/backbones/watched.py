@@ -1,6 +1,6 @@
 """Read files as checkpoints in this process and write down all that it does meanwhile.
 
-    python -m tests.backbones.watched FOLDER CANARY RESULT READER
+    python tests/backbones/watched.py FOLDER CANARY RESULT READER
 
 READER is `read_checkpoint`, the project's, or `torch.load`, which runs what a file holds.
 """
