@@ -15,9 +15,8 @@ from backbones.checkpoints import MIRROR_VARIABLE
 from poolformer_dense.cli import add_run_arguments, run_tool
 from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
 from poolformer_dense.config.preflight import check_run
-from poolformer_dense.runner.preemption import watch
-from poolformer_dense.runner.resume import candidates
-from poolformer_dense.runner.runner import build_runner
+from poolformer_dense.runner import build_runner, run_process
+from poolformer_dense.runner.resume import saved_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from a checkpoint, by default the newest intact one in the work directory',
+        help='resume from a checkpoint, by default the newest intact one in the work directory',
     )
     add_run_arguments(parser)
     return parser.parse_args()
@@ -47,7 +46,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    watch()
+    with run_process(args.unsafe_load):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
@@ -56,7 +59,7 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     check_run(cfg, ['train', 'val'], args.unsafe_load)
-    if args.resume == 'auto' and not candidates(cfg.work_dir):
+    if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
         print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')
     build_runner(cfg, args.unsafe_load).train()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.logging import print_log
@@ -14,6 +15,13 @@ from backbones.checkpoints import CheckpointError, convert, listed
 PREFIX = 'backbone.'
 # Norms of outputs that the model does not ask for; the release's RetinaNet carries one.
 _UNUSED_NORMS = re.compile(r'backbone\.output_norms\.\d\.(weight|bias)')
+
+
+@dataclass
+class Fit:
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    fresh: list[str]
 
 
 def own_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -35,7 +43,7 @@ def own_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return {k: ours.get(k, k) for k in weights}
 
 
-def fit(weights: Mapping[str, Tensor], model: nn.Module, new_heads: bool) -> dict[str, Tensor]:
+def fit(weights: Mapping[str, Tensor], model: nn.Module, new_heads: bool) -> Fit:
     """Return a checkpoint's tensors under the model's own names and in its shapes, if they fit.
 
     Args:
@@ -47,6 +55,19 @@ def fit(weights: Mapping[str, Tensor], model: nn.Module, new_heads: bool) -> dic
         CheckpointError: Something is missing, left over or of another shape.
     """
     own = model.state_dict()
+    from backbones import MetaFormer
+
+    if not isinstance(getattr(model, 'backbone', None), MetaFormer):
+        missing = [k for k in own if k not in weights]
+        left = [k for k in weights if k not in own]
+        shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+        if missing or left or shapes:
+            raise CheckpointError(
+                f'the checkpoint does not fit {type(model).__name__}: {listed("missing", missing)}; '
+                f'{listed("left over", left)}; {listed("other shapes", shapes)}. '
+                'Is it of another config?'
+            )
+        return Fit(dict(weights), {k: k for k in weights}, [])
     names = own_names(weights)
     backbone = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
     fitted = {f'{PREFIX}{k}': v for k, v in convert(backbone).tensors.items()}
@@ -69,7 +90,7 @@ def fit(weights: Mapping[str, Tensor], model: nn.Module, new_heads: bool) -> dic
         + (f'; of another shape, so starting afresh: {", ".join(fresh)}' if fresh else ''),
         'current',
     )
-    return loaded
+    return Fit(loaded, names, fresh)
 
 
 def reorder_optimizer(

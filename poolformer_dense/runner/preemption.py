@@ -1,4 +1,4 @@
-"""Leaving in good order when a cluster wants its machine back."""
+"""Ending a run in good order when a cluster takes its machine back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,8 +16,8 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from .checkpoint_hook import AtomicCheckpointHook
 from .ranks import any_rank, least
-from .saving import AtomicCheckpointHook
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # EX_TEMPFAIL of sysexits.h: "try again later".
@@ -50,29 +52,36 @@ class _Watch:
 
 _watch = _Watch()
 _masks = threading.local()
+_at_fork = threading.Lock()  # taken for good once the functions below are registered
 
 
-def watch() -> None:
-    """From now on SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
+@contextmanager
+def watching_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
 
-    A second signal exits at once, with 128 plus its number. Forked children, the data loader's
-    workers among them, leave signals to this process unless it is it that sends them, and end if it
-    has.
+    A second signal exits at once, with 128 plus its number. Forked children, such as the data
+    loader's workers, obey these signals only if this process sends them, and end when it has died.
+    In a process that watches already, and outside the main thread, the block changes nothing.
     """
     if _watch.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
+        yield
         return
-    new = _watch.pid is None
-    _watch.pid, _watch.received = os.getpid(), None
-    for number in SIGNALS:
-        signal.signal(number, _watch.note)
-    # Those that came while a tool held them back arrive now.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if new:
+    if _at_fork.acquire(blocking=False):
         os.register_at_fork(
             before=_hold_signals,
             after_in_parent=_release_signals,
             after_in_child=_obey_parent_alone,
         )
+    _watch.pid, _watch.received = os.getpid(), None
+    before = {number: signal.signal(number, _watch.note) for number in SIGNALS}
+    # Those that came while a tool held them back arrive now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _watch.pid = None
 
 
 def requested() -> signal.Signals | None:
@@ -82,17 +91,20 @@ def requested() -> signal.Signals | None:
 
 def _hold_signals() -> None:
     # Until the child waits for them; one that came earlier would be lost.
-    _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    watched = _watch.pid == os.getpid()
+    _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if watched else None
 
 
 def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before_fork)
+    if _masks.before_fork is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before_fork)
 
 
 def _obey_parent_alone() -> None:
     # Only a wait in a thread tells who sent a signal. Without it a worker would die with its
     # group, because torch's handler ends it, and with it the step in hand.
-    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+    if _masks.before_fork is not None:
+        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _wait_for_parent(parent: int) -> None:
@@ -128,7 +140,6 @@ class PreemptionHook(Hook):
         self._common_batches = 0
 
     def before_train(self, runner: Runner) -> None:
-        watch()
         self._training = True
         if any_rank(requested() is not None):
             self._leave(runner, 'before the first iteration; there is nothing to save')
@@ -168,7 +179,7 @@ class PreemptionHook(Hook):
         cause = requested()
         runner.logger.warning(
             f'{cause.name if cause else "A signal to another rank"}: the run ends {when}. '
-            f'Go on with --resume (exit code {EXIT_CODE}).'
+            f'Resume with --resume (exit code {EXIT_CODE}).'
         )
         code = EXIT_CODE
         mark = os.environ.get('PREEMPTED_FILE')

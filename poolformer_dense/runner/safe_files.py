@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.fileio import get_local_path
@@ -18,18 +20,25 @@ from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
 from backbones.weights import RELEASED
 
 
-def install_reader(unsafe: bool = False) -> None:
-    """Make mmengine read checkpoints of every scheme by `read_any`, in this process.
+@contextmanager
+def safe_reading(unsafe: bool = False) -> Iterator[None]:
+    """Within the block mmengine reads checkpoints of every scheme by `read_any`.
 
     Without it mmengine falls back to the unrestricted unpickler for what the restricted one
-    refuses. `poolformer_dense.runner.runner.build_runner` calls it.
+    refuses.
 
     Args:
         unsafe: Run what the files hold.
     """
+    before = dict(CheckpointLoader._schemes)
     reader = functools.wraps(read_any)(functools.partial(read_any, unsafe=unsafe))
     for scheme in list(CheckpointLoader._schemes):
         CheckpointLoader.register_scheme(scheme, reader, force=True)
+    try:
+        yield
+    finally:
+        for scheme, loader in before.items():
+            CheckpointLoader.register_scheme(scheme, loader, force=True)
 
 
 def read_any(source: str, map_location: Any = None, unsafe: bool = False) -> Any:

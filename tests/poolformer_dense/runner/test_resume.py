@@ -14,13 +14,10 @@ import torch
 
 from backbones.checkpoints import sealed
 from poolformer_dense.errors import UserError
-from poolformer_dense.runner.resume import candidates, newest_intact
+from poolformer_dense.runner.resume import newest_intact, saved_checkpoints
 from tests.poolformer_dense.runner import tiny
 
-OPTIONS = dict(
-    checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
-    hooks=[dict(type='IntactResumeHook')],
-)
+OPTIONS = dict(checkpoint=dict(type='AtomicCheckpointHook', minutes=0))
 
 
 @pytest.fixture
@@ -128,7 +125,7 @@ class TestNewestIntact:
         new = save('epoch_1.pth', 200.0)
         assert newest_intact(tmp_path, since=150.0) == (new, [])
 
-    def test_candidates_are_a_runs_own(self, save, tmp_path):
+    def test_only_a_runs_own_count(self, save, tmp_path):
         for name in (
             'best_mAP_epoch_3.pth',
             'epoch_1-0a1b2c3d.pth',
@@ -136,7 +133,7 @@ class TestNewestIntact:
             'a.pth',
         ):
             (tmp_path / name).touch()
-        assert candidates(tmp_path) == []
+        assert saved_checkpoints(tmp_path) == []
 
 
 @pytest.fixture(scope='module')

@@ -17,8 +17,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
 from poolformer_dense.errors import RankError, UserError
-from poolformer_dense.runner import dirty_data
-from poolformer_dense.runner.dirty_data import Quarantine, read
+from poolformer_dense.runner.quarantine import Quarantine, read
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
 
@@ -196,7 +195,7 @@ def test_wrappers_of_data_sets(data: Path, quarantine: Quarantine) -> None:
     for index in (2, 2 + IMAGES, 2 + 2 * IMAGES):
         assert _name(read(dataset, index, 0, quarantine)) != path.name
     assert len(_lines(quarantine)) == 1
-    assert dirty_data._count_images(dataset) == IMAGES
+    assert quarantine._count_images(dataset) == IMAGES
 
 
 def test_error_of_a_transform_is_shown_with_its_place(data: Path, quarantine: Quarantine) -> None:

@@ -16,7 +16,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
 from backbones.checkpoints import sealed
-from poolformer_dense.runner.saving import AtomicCheckpointHook
+from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
 from tests.poolformer_dense.runner import tiny
 
 ATOMIC = dict(type='AtomicCheckpointHook', minutes=0)

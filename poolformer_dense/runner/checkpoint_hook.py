@@ -1,43 +1,37 @@
-"""Checkpoints that neither a kill nor a full disk can take away."""
+"""When checkpoints are saved and deleted, such that neither a kill nor a full disk loses them."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import hashlib
+import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmengine.runner
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from backbones.checkpoints import sealed
+from backbones.checkpoints import read_checkpoint, sealed
 
-from .ranks import any_rank
-from .run_state import collect
+from .ranks import SaveFailed, any_rank, write_on_main
+from .state import require_dense_runner
 
 # Of the message hub, so that a resumed run knows which files its checkpoint made superfluous.
 _INTERMEDIATE = 'intermediate_ckpt'
 _OUTDATED = 'outdated_ckpts'
 
 
-class SaveFailed(Exception):
-    """A checkpoint could not be written; raised on every rank."""
-
-
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, made safe against kills, full disks and damage.
 
-    A file gets its name when it is complete and on disk, with a checksum inside (see
-    `backbones.checkpoints.sealed`); only then ``last_checkpoint`` names it, and only then are
-    older ones deleted. A save that fails is logged and tried again at the next interval, and the
-    training goes on. What a killed save left is removed at the next start.
+    `DenseRunner.save_checkpoint` gives a file its name when it is complete and on disk; only then
+    does ``last_checkpoint`` name it, and only then are older ones deleted. A save that fails is
+    logged and tried again at the next interval, and the training continues. What a killed save
+    left is removed at the next start.
 
     Saves also happen between the intervals, after any iteration, as ``iter_N.pth``. One of these
     at most is kept, beside those that ``max_keep_ckpts`` counts, until a later save is complete.
@@ -55,19 +49,17 @@ class AtomicCheckpointHook(CheckpointHook):
         if minutes < 0:
             raise ValueError(f'minutes is {minutes}: it must be 0 or more')
         self.minutes = minutes
-        self._local = False
         self._tried_at = 0.0
         self._iteration: int | None = None
-        self._run_state: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
+        require_dense_runner(runner, self)
         self._forget_other_folder(runner)
         super().before_train(runner)
-        # Object stores have no half-written objects; what goes there is mmengine's affair.
-        self._local = isinstance(self.file_backend, LocalBackend)
         self._tried_at = time.monotonic()
-        self._iteration = runner.iter if runner._resume and runner._has_loaded else None
-        if is_main_process() and self._local:
+        self._iteration = runner.iter if runner.resumed else None
+        # Object stores have no half-written objects; what goes there is mmengine's affair.
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
             self._clean_up(runner)
 
     def after_train_iter(
@@ -98,12 +90,6 @@ class AtomicCheckpointHook(CheckpointHook):
             runner, name, dict(epoch=runner.epoch, iter=iteration), self._kept(), name
         )
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # Seconds since 1970: mmengine's own time is local, and a copied file has another date.
-        checkpoint['meta']['saved_at'] = time.time()
-        if self._run_state is not None:
-            checkpoint['run_state'] = self._run_state
-
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         kept = [other for other in self._kept() if other != step] + [step]
         if self.max_keep_ckpts > 0:
@@ -131,26 +117,26 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(_OUTDATED, outdated)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info('keep_ckpt_ids', kept)
-        options = dict(
-            file_client_args=self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-        )
         self._tried_at = time.monotonic()
-        self._run_state = collect(runner)
         try:
-            self._save(runner, self.out_dir, name, pointer=path, **options)
+            with runner.saving_together():
+                runner.save_checkpoint(
+                    self.out_dir,
+                    name,
+                    self.file_client_args,
+                    save_optimizer=self.save_optimizer,
+                    save_param_scheduler=self.save_param_scheduler,
+                    meta=meta,
+                    by_epoch=self.by_epoch,
+                    backend_args=self.backend_args,
+                )
+            write_on_main('last_checkpoint', lambda: _point(runner, path))
         except SaveFailed as error:
             for key in keys:
                 info.pop(key, None)
             info.update(before)
-            runner.logger.error(f'{error}; training goes on and tries again at the next interval')
+            runner.logger.error(f'{error}; training continues and retries at the next interval')
             return False
-        finally:
-            self._run_state = None
         self.last_ckpt, self._iteration = path, meta['iter']
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids.clear()
@@ -159,47 +145,32 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove(outdated)
         return True
 
-    def _save(
-        self, runner: Runner, out_dir: str, filename: str, pointer: str | None = None, **options
-    ) -> None:
-        """Save on the main rank; on all, raise SaveFailed if it failed there."""
-        failure = None
-        if is_main_process():
-            try:
-                with _sealing(self._local):
-                    type(runner).save_checkpoint(runner, out_dir, filename, **options)
-                if pointer:
-                    _point(Path(runner.work_dir, 'last_checkpoint'), pointer)
-            except OSError as error:
-                failure = f'{filename} could not be saved ({error})'
-        failures = [failure]
-        broadcast_object_list(failures)
-        if failures[0]:
-            raise SaveFailed(failures[0])
-
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         # mmengine removes the previous best before the new one is written.
         backend, self.file_backend = self.file_backend, _RemovingLater(self.file_backend)
         before = dict(runner.message_hub.runtime_info)
         best = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt')}
-        runner.save_checkpoint = functools.partial(self._save, runner)
-        self._run_state = collect(runner)
         try:
-            super()._save_best_checkpoint(runner, metrics)
+            with runner.saving_together():
+                super()._save_best_checkpoint(runner, metrics)
             self.file_backend.remove_now()
         except SaveFailed as error:
             runner.message_hub.runtime_info.clear()
             runner.message_hub.runtime_info.update(before)
             vars(self).update(best)
-            runner.logger.error(f'{error}; training goes on without it')
+            runner.logger.error(f'{error}; training continues without it')
         finally:
-            del runner.save_checkpoint
-            self._run_state = None
             self.file_backend = backend
 
+    @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        with _sealing(self._local):
-            super()._publish_model(runner, ckpt_path)
+        checkpoint = read_checkpoint(ckpt_path)
+        published = {key: checkpoint[key] for key in self.published_keys if key in checkpoint}
+        digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
+        path = Path(ckpt_path)
+        final = path.with_name(f'{path.stem}-{digest[:8]}.pth')
+        sealed.save(published, final)
+        runner.logger.info(f'{ckpt_path} is published as {final} ({", ".join(published)}).')
 
     def _clean_up(self, runner: Runner) -> None:
         """Finish what a killed run had begun: a save, or what follows one."""
@@ -211,8 +182,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if outdated:
             try:
                 # It may still name one of them.
-                newest = str(Path(self.out_dir, Path(info['last_ckpt']).name))
-                _point(Path(runner.work_dir, 'last_checkpoint'), newest)
+                _point(runner, str(Path(self.out_dir, Path(info['last_ckpt']).name)))
             except OSError as error:
                 runner.logger.error(f'last_checkpoint could not be written ({error})')
             else:
@@ -229,10 +199,10 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _forget_other_folder(self, runner: Runner) -> None:
         """Leave files alone that have the names of those in the folder resumed from."""
-        if runner._load_from is None:
+        if runner.loaded_from is None:
             return
         folder = Path(self._folder(runner)).resolve()
-        if Path(runner._load_from).resolve().parent != folder:
+        if Path(runner.loaded_from).resolve().parent != folder:
             for key in ('keep_ckpt_ids', _INTERMEDIATE, _OUTDATED):
                 runner.message_hub.runtime_info.pop(key, None)
 
@@ -260,33 +230,8 @@ class _RemovingLater:
             self._backend.remove(path)
 
 
-@contextlib.contextmanager
-def _sealing(local: bool) -> Iterator[None]:
-    """Make mmengine write checkpoints through `sealed`, not from one copy in memory in place.
-
-    Args:
-        local: Whether they go to a file system.
-    """
-    places = [mmengine.runner.runner, mmengine.runner] if local else []
-    original = mmengine.runner.save_checkpoint
-    for place in places:
-        place.save_checkpoint = _write
-    try:
-        yield
-    finally:
-        for place in places:
-            place.save_checkpoint = original
-
-
-def _write(
-    checkpoint: dict, filename: str, file_client_args: Any = None, backend_args: Any = None
-) -> None:
-    path = Path(filename)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sealed.save(checkpoint, path)
-
-
-def _point(pointer: Path, path: str) -> None:
+def _point(runner: Runner, path: str) -> None:
+    pointer = Path(runner.work_dir, 'last_checkpoint')
     if pointer.exists() and pointer.read_text() == path:
         return
     with sealed.replacing(pointer) as file:

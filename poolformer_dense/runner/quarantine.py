@@ -1,4 +1,4 @@
-"""An image that can't be read costs neither the run nor its repeatability."""
+"""An image that can't be read ends neither the run nor its repeatability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..errors import RankError, UserError
-from .sampling import seed_process
+from .random_state import seed_cpu
 
 FILE_NAME = 'quarantine.jsonl'
 # Samples that are tried in place of one that can't be read.
@@ -39,7 +39,7 @@ class Quarantine:
     Any number of workers and processes may add to it. A line has ``path`` (of the image, or null),
     ``index``, ``error`` and ``files``, which maps each file of the sample to its size and time of
     change, or to null if it was not there. A sample whose files have changed since is taken as
-    mended: it no longer counts.
+    repaired: it no longer counts.
 
     Args:
         path: The file. It is made with the first entry.
@@ -58,12 +58,32 @@ class Quarantine:
             error: What happened.
         """
         files = _files_of(dataset, index)
-        entry = dict(
-            path=files[0] if files else None,
-            index=index,
-            error=_describe(error),
-            files={file: _stamp(file) for file in files},
+        self._append(
+            dict(
+                path=files[0] if files else None,
+                index=index,
+                error=_describe(error),
+                files={file: _stamp(file) for file in files},
+            )
         )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the samples on the list that were not repaired since."""
+        with suppress(FileNotFoundError):
+            return list(_parse(Path(self.path).read_bytes()))
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the list, for a checkpoint."""
+        return dict(entries=self.entries())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Add what a checkpoint's list has and this one, in another folder perhaps, has not."""
+        if is_main_process():
+            for entry in state['entries']:
+                self._append(entry)
+
+    def _append(self, entry: dict[str, Any]) -> None:
         if _identity(entry) in self._known:
             return
         try:
@@ -80,12 +100,6 @@ class Quarantine:
             warnings.warn(f'{self.path} can not be written: {failure}', stacklevel=2)
             return
         self._known.add(_identity(entry))
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the samples on the list that were not mended since."""
-        with suppress(FileNotFoundError):
-            return list(_parse(Path(self.path).read_bytes()))
-        return []
 
 
 def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
@@ -116,7 +130,7 @@ def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
     draw = np.random.default_rng(words)
     for attempt in range(SUBSTITUTES):
         other = int((index + 1 + draw.integers(max(1, len(dataset) - 1))) % len(dataset))
-        seed_process([*words, attempt])
+        seed_cpu([*words, attempt])
         try:
             return _load(dataset, other)
         except (MemoryError, UserError):
@@ -127,7 +141,7 @@ def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
     name = f'sample {index}' + (f' ({files[0]})' if files else '')
     raise RankError(
         f'neither {name} nor {SUBSTITUTES} others in its place can be read; the first error is '
-        f'{_describe(first)}. Mend the data or the pipeline: tools/verify_data.py CONFIG finds '
+        f'{_describe(first)}. Fix the data or the pipeline: tools/verify_data.py CONFIG finds '
         'what is wrong with the data'
     ) from first
 
@@ -209,9 +223,9 @@ class DirtyDataHook(Hook):
         raise UserError(
             f'{count.item():,} of {self._images:,} training images can not be read, more than the '
             f'limit of {self._allowed:,} ({self.limit:.3g} of them); the first: {first}. All are '
-            f'in {self._quarantine.path}: mend them (one that has changed no longer counts; after '
-            'a change of the pipeline delete the list) and go on with --resume, or raise the limit '
-            'of DirtyDataHook'
+            f'in {self._quarantine.path}: fix them (one that has changed no longer counts; after '
+            'a change of the pipeline delete the list) and resume with --resume, or raise the '
+            'limit of DirtyDataHook'
         )
 
 
@@ -272,11 +286,11 @@ def _parse(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.splitlines():
         try:
             entry = json.loads(line)
-            mended = any(_stamp(file) != stamp for file, stamp in entry['files'].items())
+            repaired = any(_stamp(file) != stamp for file, stamp in entry['files'].items())
             _identity(entry)
         except (ValueError, TypeError, KeyError, AttributeError):  # half a line of a killed worker
             continue
-        if not mended:
+        if not repaired:
             yield entry
 
 
