@@ -3,14 +3,14 @@
 # a preempted training does. On the script's first SIGTERM or SIGUSR1, `FORWARD PID` is called with the launcher's PID; on
 # the second, the launcher gets a SIGTERM.
 supervise() {
-    local folder=$1 forward=$2 launcher code told=no
+    local folder=$1 forward=$2 launcher code forwarded=no
     shift 2
     PREEMPTED_FILE=$(mktemp -u "$folder/.preempted.XXXXXXXX")
     LAUNCH_TIME=$(date +%s)
     export PREEMPTED_FILE LAUNCH_TIME
     (trap - INT QUIT && "$@") &
     launcher=$!
-    trap 'if [ "$told" = no ]; then told=yes; "$forward" "$launcher"; else kill -TERM "$launcher"; fi' TERM USR1
+    trap 'if [ "$forwarded" = no ]; then forwarded=yes; "$forward" "$launcher"; else kill -TERM "$launcher"; fi' TERM USR1
     trap : INT  # the launcher receives it too
     while :; do
         code=0
