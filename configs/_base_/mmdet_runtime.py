@@ -1,5 +1,6 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
+# The hooks for saving, resuming, preemption, the guard and dirty data: docs/reliability.md.
 custom_imports = dict(
     imports=['backbones', 'poolformer_dense.runner', 'poolformer_dense.report.hook'],
     allow_failed_imports=False,

@@ -1,3 +1,4 @@
+# The hooks for saving, resuming, preemption, the guard and dirty data: docs/reliability.md.
 custom_imports = dict(
     imports=['backbones', 'poolformer_dense.runner', 'poolformer_dense.report.hook'],
     allow_failed_imports=False,
