@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .activations import ACTIVATIONS
 from .blocks import ChannelMLP, MetaFormerBlock
-from .checkpoints import load_pretrained
+from .checkpoints import load_weights
 from .fuse import fold_block
 from .norms import NORMS, ModifiedLayerNorm
 from .ops import checked, resolve
@@ -204,7 +204,7 @@ class MetaFormer(BaseModule):
             raise ValueError(
                 "init_cfg: 'Pretrained' sets every weight, nothing may stand beside it"
             )
-        load_pretrained(self, pretrained[0]['checkpoint'], pretrained[0].get('prefix'))
+        load_weights(self, pretrained[0]['checkpoint'], prefix=pretrained[0].get('prefix'))
         self.is_init = True
 
     def train(self, mode: bool = True) -> MetaFormer:

@@ -19,15 +19,16 @@ from backbones.checkpoints import (
     LAYOUTS,
     MIRROR_VARIABLE,
     CheckpointError,
-    backbone_weights,
+    convert_names,
+    listed,
     localise,
     read_checkpoint,
     to_layout,
-    write_checkpoint,
+    weights_of,
 )
-from backbones.checkpoints.convert import convert, dropped_by
-from backbones.checkpoints.errors import listed
+from backbones.checkpoints.conversion import dropped_by
 from poolformer_dense.cli import add_unsafe_load, run_tool
+from poolformer_dense.files import write_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,9 +51,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     source = localise(args.src, os.environ.get(MIRROR_VARIABLE))
-    weights = backbone_weights(read_checkpoint(source, unsafe=args.unsafe_load), source)
+    weights = weights_of(read_checkpoint(source, unsafe=args.unsafe_load), source)
     try:
-        file = convert(weights, prefix=args.prefix)
+        file = convert_names(weights, prefix=args.prefix)
         if file.left:
             raise CheckpointError(
                 f'the {file.layout} layout does not have {listed("tensors", file.left)}'
@@ -61,7 +62,9 @@ def main() -> None:
     except CheckpointError as error:
         raise CheckpointError(f'{source} was not converted: {error}') from error
     write_checkpoint(converted, args.dst, LAYOUTS[args.to].wrapper)
-    dropped = file.dropped + [file.names[k] for k in dropped_by(file.tensors, args.to)]
+    dropped = file.dropped + [
+        theirs for theirs, ours in file.names.items() if ours in dropped_by(file.tensors, args.to)
+    ]
     print(f'{source} ({file.layout}) -> {args.dst} ({args.to}): {len(converted)} tensors')
     if dropped:
         print(f'left out: {listed("tensors", dropped, most=12)}')

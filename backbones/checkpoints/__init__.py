@@ -1,25 +1,30 @@
 """Reading checkpoints of the layouts people have, loading them strictly, converting them."""
 
-from .convert import convert, detect_layout, from_layout, to_layout
+from .conversion import convert_names, detect_layout, from_layout, to_layout
 from .download import MIRROR_VARIABLE, is_url, localise
 from .errors import CheckpointError, listed
-from .files import read_checkpoint, write_checkpoint
+from .fitting import Fit, fit, load_weights, reorder_optimizer, weights_of
 from .layouts import LAYOUTS
-from .load import backbone_weights, load_pretrained
+from .reading import read_checkpoint, safe_reading
+from .seal import seal_holds
 
 __all__ = [
     'LAYOUTS',
     'MIRROR_VARIABLE',
     'CheckpointError',
-    'backbone_weights',
-    'convert',
+    'Fit',
+    'convert_names',
     'detect_layout',
+    'fit',
     'from_layout',
     'is_url',
     'listed',
-    'load_pretrained',
+    'load_weights',
     'localise',
     'read_checkpoint',
+    'reorder_optimizer',
+    'safe_reading',
+    'seal_holds',
     'to_layout',
-    'write_checkpoint',
+    'weights_of',
 ]

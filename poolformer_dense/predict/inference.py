@@ -17,12 +17,10 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
 from backbones import MetaFormer
-from backbones.checkpoints import CheckpointError, listed
+from backbones.checkpoints import load_weights, read_checkpoint
 
 from ..data.classes import check_num_classes
 from ..errors import UserError
-from ..runner.loading import fit
-from ..runner.safe_files import read_any
 
 Group = list[tuple[Any, np.ndarray, dict]]
 
@@ -106,31 +104,12 @@ class _StrictLoading:
         return super()._init_collate(cfg) if named else pseudo_collate
 
     def _init_model(self, cfg: Config, weights: str, device: str = 'cpu') -> nn.Module:
-        checkpoint = read_any(weights, 'cpu', self.unsafe)
-        if not isinstance(checkpoint, Mapping):
-            raise CheckpointError(f'checkpoint {weights} holds no named tensors')
+        checkpoint = read_checkpoint(weights, 'cpu', self.unsafe)
         model = MODELS.build(cfg.model)
         model.cfg = cfg
-        model.load_state_dict(_fitted(checkpoint, model))
+        load_weights(model, checkpoint, source=weights)
         model.dataset_meta = _dataset_meta(cfg, checkpoint)
         return model.to(device).eval().requires_grad_(False)
-
-
-def _fitted(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    weights = checkpoint.get('state_dict', checkpoint)
-    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    if isinstance(getattr(model, 'backbone', None), MetaFormer):
-        return fit(weights, model, new_heads=False)
-    own = model.state_dict()
-    missing, left = [k for k in own if k not in weights], [k for k in weights if k not in own]
-    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if missing or left or shapes:
-        raise CheckpointError(
-            f'the checkpoint does not fit {type(model).__name__}: {listed("missing", missing)}; '
-            f'{listed("left over", left)}; {listed("other shapes", shapes)}. '
-            'Is it of another config?'
-        )
-    return weights
 
 
 def _dataset_meta(cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

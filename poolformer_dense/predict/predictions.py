@@ -16,9 +16,8 @@ from mmengine.infer import BaseInferencer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from backbones.checkpoints.sealed import replacing
-
 from ..errors import UserError
+from ..files import replacing
 from .inference import draw, predict
 from .media import (
     Unreadable,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from backbones.checkpoints.sealed import replacing
-
+from ..files import replacing
 from .comparison import comparison_sections, name_apart
 from .sections import run_sections
 from .workdir import read_run

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from backbones.checkpoints.sealed import replacing
+from ..files import replacing
 
 SUMMARY = 'summary.json'
 # Pictures of each of best, median and worst.

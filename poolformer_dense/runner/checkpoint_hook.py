@@ -14,8 +14,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from backbones.checkpoints import read_checkpoint, sealed
+from backbones.checkpoints import read_checkpoint
 
+from ..files import remove_unfinished, replacing, save_sealed
 from .ranks import SaveFailed, any_rank, write_on_main
 from .state import require_dense_runner
 
@@ -169,14 +170,14 @@ class AtomicCheckpointHook(CheckpointHook):
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
         path = Path(ckpt_path)
         final = path.with_name(f'{path.stem}-{digest[:8]}.pth')
-        sealed.save(published, final)
+        save_sealed(published, final)
         runner.logger.info(f'{ckpt_path} is published as {final} ({", ".join(published)}).')
 
     def _clean_up(self, runner: Runner) -> None:
         """Finish what a killed run had begun: a save, or what follows one."""
         info = runner.message_hub.runtime_info
         for folder in {str(self.out_dir), runner.work_dir}:
-            for name in sealed.remove_unfinished(folder):
+            for name in remove_unfinished(folder):
                 runner.logger.warning(f'Removed {name}, which an interrupted save had left.')
         outdated = info.get(_OUTDATED, [])
         if outdated:
@@ -234,5 +235,5 @@ def _point(runner: Runner, path: str) -> None:
     pointer = Path(runner.work_dir, 'last_checkpoint')
     if pointer.exists() and pointer.read_text() == path:
         return
-    with sealed.replacing(pointer) as file:
+    with replacing(pointer) as file:
         file.write(path.encode())

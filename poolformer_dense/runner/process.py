@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from backbones.checkpoints import safe_reading
+
 from .preemption import watching_signals
-from .safe_files import safe_reading
 
 
 @contextmanager

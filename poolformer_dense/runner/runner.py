@@ -33,9 +33,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones import __version__
-from backbones.checkpoints import CheckpointError, sealed
+from backbones.checkpoints import (
+    CheckpointError,
+    fit,
+    read_checkpoint,
+    reorder_optimizer,
+    weights_of,
+)
 
 from ..errors import UserError
+from ..files import save_sealed
 from .checkpoint_hook import AtomicCheckpointHook
 from .hooks import (
     BatchReportHook,
@@ -45,7 +52,6 @@ from .hooks import (
     batch_factors,
 )
 from .launch import join_processes
-from .loading import fit, reorder_optimizer
 from .loops import EXACT, ExactResume
 from .numerical_guard import GuardedEMAHook, GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
@@ -53,7 +59,6 @@ from .process import run_process
 from .quarantine import DirtyDataHook
 from .ranks import write_on_main
 from .resume import checkpoint_to_resume
-from .safe_files import read_any
 from .state import (
     AccumulatedGradients,
     Position,
@@ -188,7 +193,7 @@ class DenseRunner(Runner):
             path = backend.join_path(out_dir, filename)
             if isinstance(backend, LocalBackend) and not file_client_args:
                 mmengine.mkdir_or_exist(out_dir)
-                sealed.save(checkpoint, path)
+                save_sealed(checkpoint, path)
             else:
                 save_checkpoint(checkpoint, path, file_client_args, backend_args)
 
@@ -268,18 +273,18 @@ class DenseRunner(Runner):
         if not strict:
             with run_process(self.unsafe_load):
                 return super().load_checkpoint(filename, map_location, strict, list(revise_keys))
-        checkpoint = read_any(filename, map_location, self.unsafe_load)
+        checkpoint = read_checkpoint(filename, map_location, self.unsafe_load)
         if self._resume and not {'optimizer', 'message_hub'} <= set(checkpoint):
             raise CheckpointError(
                 'the checkpoint to resume from holds weights alone; to start from them, use '
                 '--cfg-options load_from=PATH instead of --resume'
             )
         model = bare_model(self)
-        weights = checkpoint.get('state_dict', checkpoint)
+        weights = weights_of(checkpoint, filename)
         for pattern, replacement in revise_keys:
             weights = {re.sub(pattern, replacement, name): w for name, w in weights.items()}
         training = isinstance(self.optim_wrapper, (OptimWrapper, OptimWrapperDict))
-        fitted = fit(weights, model, new_heads=training and not self._resume)
+        fitted = fit(weights, model, training and not self._resume, source=filename)
         if self._resume and any(theirs != ours for theirs, ours in fitted.names.items()):
             checkpoint['optimizer'] = reorder_optimizer(
                 checkpoint['optimizer'], fitted.names.values(), model
@@ -293,7 +298,10 @@ class DenseRunner(Runner):
             self._to_restore = upgrade(checkpoint)
         self._has_loaded = True
         self.loaded_from = filename
-        self.logger.info(f'Load checkpoint from {filename}')
+        self.logger.info(
+            f'Load checkpoint from {filename}: {len(fitted.tensors)} tensors'
+            + (f'; of another shape, so new: {", ".join(fitted.fresh)}' if fitted.fresh else '')
+        )
         return checkpoint
 
     def restore_run_state(self) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from backbones.checkpoints import sealed
+from poolformer_dense.files import save_sealed
 from tests.backbones.hostile_objects import ACTING, LEADING, acting, leading, objects
 from tests.backbones.pickled import (
     bare,
@@ -230,7 +230,7 @@ def damaged(folder: Path, rng: random.Random) -> tuple[str, bytes]:
     path = folder / 'good'
     kind = rng.choice(['zip', 'old', 'sealed', 'sealed and changed'])
     if kind.startswith('sealed'):
-        sealed.save(checkpoint(), path)
+        save_sealed(checkpoint(), path)
     else:
         torch.save(checkpoint(), path, _use_new_zipfile_serialization=kind == 'zip')
     data = bytearray(path.read_bytes())

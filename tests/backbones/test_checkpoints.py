@@ -15,11 +15,11 @@ from torch import nn
 from backbones import MetaFormer, PoolFormer
 from backbones.checkpoints import (
     CheckpointError,
-    load_pretrained,
+    load_weights,
     read_checkpoint,
     to_layout,
-    write_checkpoint,
 )
+from poolformer_dense.files import write_checkpoint
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 
@@ -94,7 +94,7 @@ def test_a_classifier_of_every_layout_loads(tmp_path, layout, suffix):
     path = tmp_path / f'weights{suffix}'
     write_checkpoint(weights, path)
     model = PoolFormer(TINY)
-    load_pretrained(model, path)
+    load_weights(model, path)
     assert _same(source.state_dict(), model.state_dict(), but='output_norms')
 
 
@@ -116,7 +116,7 @@ def test_a_v2_model_loads_from_the_baselines_and_timm(tmp_path):
         path = tmp_path / f'{layout}.pth'
         write_checkpoint(to_layout(source.state_dict(), layout), path)
         model = MetaFormer(arch)
-        load_pretrained(model, path)
+        load_weights(model, path)
         assert _same(source.state_dict(), model.state_dict(), but='output_norms')
 
 
@@ -124,11 +124,11 @@ def test_loading_says_how_much_and_what_not(official, tmp_path, caplog):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     try:
-        load_pretrained(PoolFormer(TINY), _save(tmp_path, official[1]))
+        load_weights(PoolFormer(TINY), _save(tmp_path, official[1]))
     finally:
         logger.removeHandler(caplog.handler)
     assert re.search(
-        r'loaded 58 of 66 tensors of PoolFormer from .* \(official layout\); not in the file: '
+        r'loaded 58 of 66 tensors of PoolFormer from .* \(official layout\); starting afresh: '
         r'output_norms\.0\.weight, .*; not used: 4 tensors \(norm\.weight, ',
         caplog.text,
     )
@@ -144,7 +144,7 @@ def test_the_unused_norm_of_a_released_detector_is_tolerated(official, tmp_path)
     }
     path = _save(tmp_path, {'state_dict': weights | norms | {'bbox_head.bias': torch.ones(1)}})
     model = PoolFormer(TINY, out_indices=(1, 2, 3))
-    load_pretrained(model, path)
+    load_weights(model, path)
     assert _same(source.state_dict(), model.state_dict() | source.state_dict())
     assert all(norm.weight.eq(5).all() for norm in model.output_norms.values())
 
@@ -155,16 +155,16 @@ def test_a_prefix_of_ones_own(official, tmp_path):
         tmp_path, {f'teacher.body.{k}': v for k, v in weights.items()} | {'x': torch.ones(1)}
     )
     model = PoolFormer(TINY)
-    load_pretrained(model, path, prefix='teacher.body')
+    load_weights(model, path, prefix='teacher.body')
     assert _same(source.state_dict(), model.state_dict(), but='output_norms')
     with pytest.raises(CheckpointError, match=r'no tensor is named student\.\*'):
-        load_pretrained(model, path, prefix='student.')
+        load_weights(model, path, prefix='student.')
 
 
 def test_own_weights_load(tmp_path):
     source = _randomised()
     model = PoolFormer(TINY)
-    load_pretrained(model, _save(tmp_path, source.state_dict()))
+    load_weights(model, _save(tmp_path, source.state_dict()))
     assert _same(source.state_dict(), model.state_dict())
 
 
@@ -179,14 +179,14 @@ def test_norms_of_a_dense_official_file_load(official, tmp_path):
         for i, d in zip((0, 2, 4, 6), TINY['dims'], strict=True)
     }
     model = PoolFormer(TINY, out_indices=(1, 2, 3))
-    load_pretrained(model, _save(tmp_path, weights))
+    load_weights(model, _save(tmp_path, weights))
     assert all(n.weight.eq(3).all() and n.bias.eq(4).all() for n in model.output_norms.values())
 
 
 def test_fewer_stages_than_the_file(official, tmp_path):
     source, weights = official
     model = PoolFormer(TINY, out_indices=(0, 1))
-    load_pretrained(model, _save(tmp_path, weights))
+    load_weights(model, _save(tmp_path, weights))
     own = {k: v for k, v in model.state_dict().items() if 'output_norms' not in k}
     assert _same(own, source.state_dict())
 
@@ -228,7 +228,7 @@ def test_what_does_not_fit_raises_and_changes_nothing(official, tmp_path, spoil,
     model = PoolFormer(TINY)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CheckpointError, match=message) as error:
-        load_pretrained(model, _save(tmp_path, weights))
+        load_weights(model, _save(tmp_path, weights))
     assert '\n' not in str(error.value)
     assert _same(before, model.state_dict())
 
@@ -238,13 +238,13 @@ def test_another_family_is_named(tmp_path):
     with pytest.raises(
         CheckpointError, match=r'\d+ missing .*; \d+ left over .*; \d+ other shapes'
     ):
-        load_pretrained(PoolFormer('s12'), _save(tmp_path, weights))
+        load_weights(PoolFormer('s12'), _save(tmp_path, weights))
 
 
 def test_another_size_is_named(official, tmp_path):
     path = _save(tmp_path, official[1])
     with pytest.raises(CheckpointError, match=r'does not fit PoolFormer.*another architecture'):
-        load_pretrained(PoolFormer('s12'), path)
+        load_weights(PoolFormer('s12'), path)
 
 
 class _Payload:
@@ -335,7 +335,7 @@ def test_missing_file():
 
 def test_no_tensors(tmp_path):
     with pytest.raises(CheckpointError, match='holds no tensors'):
-        load_pretrained(PoolFormer(TINY), _save(tmp_path, {'epoch': 3}))
+        load_weights(PoolFormer(TINY), _save(tmp_path, {'epoch': 3}))
 
 
 def test_mmengine_log_buffers_are_read(tmp_path):

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from backbones.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from backbones.checkpoints import CheckpointError, read_checkpoint
+from poolformer_dense.files import write_checkpoint
 
 # What reading a file may do: open files to read them.
 _HARMLESS = {'open', 'os.listdir', 'os.scandir'}

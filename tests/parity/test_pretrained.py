@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import MetaFormer
-from backbones.checkpoints import load_pretrained
+from backbones.checkpoints import load_weights
 
 TOLERANCE = 1e-10
 
@@ -39,7 +39,7 @@ def test_timm(timm: ModuleType, randomise, tmp_path, write, arch):
     peer = getattr(timm, arch)()
     randomise(peer)
     ours = MetaFormer(arch)
-    load_pretrained(ours, write(peer, tmp_path))
+    load_weights(ours, write(peer, tmp_path))
 
     def features(image: Tensor) -> list[Tensor]:
         return peer.double().eval().forward_intermediates(image, intermediates_only=True)
@@ -52,7 +52,7 @@ def test_hugging_face(transformers: ModuleType, randomise, tmp_path, write):
     peer = transformers.PoolFormerForImageClassification(transformers.PoolFormerConfig())
     randomise(peer)
     ours = MetaFormer('poolformer_s12')
-    load_pretrained(ours, write(peer, tmp_path))
+    load_weights(ours, write(peer, tmp_path))
     assert_same_features(ours, hidden_states_of(peer))
 
 

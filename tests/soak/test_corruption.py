@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.checkpoints import CheckpointError, read_checkpoint, sealed
+from backbones.checkpoints import CheckpointError, read_checkpoint, seal_holds
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import tiny
 
@@ -44,7 +44,7 @@ def damage_all(runs: Path, tally, times: int, resumed: int) -> None:
             damaged[place] ^= 1 << draw.randrange(8)
         newest.write_bytes(damaged)
         where = f'{kind} at {place} of {len(content)}'
-        assert sealed.verify(newest) is False, where
+        assert seal_holds(newest) is False, where
         with pytest.raises(CheckpointError):
             read_checkpoint(newest)
         path, [line] = newest_intact(folder)
@@ -54,7 +54,7 @@ def damage_all(runs: Path, tally, times: int, resumed: int) -> None:
             again = shutil.copytree(folder, runs / f'again{number}')
             result = tiny.fork(runs / 'result', _train, again, 12, resume=True).result()
             assert result == whole, where
-            assert sealed.verify(again / 'epoch_2.pth') is True
+            assert seal_holds(again / 'epoch_2.pth') is True
             shutil.rmtree(again)
     newest.write_bytes(content)
     assert newest_intact(folder)[0] == newest

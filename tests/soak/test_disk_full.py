@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.checkpoints import sealed
+from backbones.checkpoints import seal_holds
 from tests.poolformer_dense.runner import launching, tiny
 
 OPTIONS = dict(
@@ -78,7 +78,7 @@ def full_disk(disk: Path, runs: Path, tally) -> None:
     result, seen = tiny.fork(runs / 'b', train, folder, True).result()
     first = (['epoch_1.pth'], str(folder / 'epoch_1.pth'))
     assert seen == [([], ''), first, first, first, (['epoch_4.pth'], str(folder / 'epoch_4.pth'))]
-    assert sealed.verify(folder / 'epoch_5.pth') is True
+    assert seal_holds(folder / 'epoch_5.pth') is True
     assert sorted(p.name for p in folder.glob('*.pth')) == ['epoch_5.pth']
     assert not list(folder.glob('.*'))
     assert result == whole

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.checkpoints import read_checkpoint, sealed
+from backbones.checkpoints import read_checkpoint, seal_holds
+from poolformer_dense import files
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import launching, tiny
 
@@ -47,7 +48,7 @@ class _SaveNow(tiny.Hook):
 
 def train_to_be_killed(folder: Path, place: str, count: int, tell: int, **options) -> None:
     """Train; stop at the `count`-th visit of a place in a save, and say so."""
-    owner = sealed
+    owner = files
     *outer, name = place.split('.')
     for part in outer:
         owner = getattr(owner, part)
@@ -66,7 +67,7 @@ def train_to_be_killed(folder: Path, place: str, count: int, tell: int, **option
 def committed(folder: Path) -> int:
     """The iteration of the newest checkpoint; each file with a checkpoint's name is whole."""
     for path in folder.glob('*.pth'):
-        assert sealed.verify(path) is True, path
+        assert seal_holds(path) is True, path
     path, passed_over = newest_intact(folder)
     assert not passed_over
     return read_checkpoint(path)['meta']['iter'] if path else 0

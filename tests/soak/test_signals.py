@@ -12,7 +12,8 @@ import pytest
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from backbones.checkpoints import read_checkpoint, sealed
+from backbones.checkpoints import read_checkpoint
+from poolformer_dense import files
 from poolformer_dense.runner.preemption import EXIT_CODE
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import launching, tiny
@@ -79,7 +80,7 @@ def stop_at(folder: Path, place: str, count: int, number: int, **options) -> Non
     elif place == 'validation':
         before(tiny.TinyMetric, 'process')
     else:
-        before(sealed._Sealing, 'write')
+        before(files._Sealing, 'write')
     train(folder, **options)
 
 

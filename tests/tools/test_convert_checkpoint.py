@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from backbones import PoolFormer
-from backbones.checkpoints import read_checkpoint, to_layout, write_checkpoint
+from backbones.checkpoints import read_checkpoint, to_layout
+from poolformer_dense.files import write_checkpoint
 
 
 @pytest.fixture(scope='module')

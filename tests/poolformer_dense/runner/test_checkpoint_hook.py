@@ -15,7 +15,8 @@ import torch
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
-from backbones.checkpoints import sealed
+from backbones.checkpoints import seal_holds
+from poolformer_dense import files
 from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
 from tests.poolformer_dense.runner import tiny
 
@@ -32,7 +33,7 @@ def content() -> dict[str, Any]:
 @pytest.fixture
 def whole(content, tmp_path) -> bytes:
     """A sealed file's bytes."""
-    sealed.save(content, tmp_path / 'whole.pth')
+    files.save_sealed(content, tmp_path / 'whole.pth')
     return (tmp_path / 'whole.pth').read_bytes()
 
 
@@ -44,7 +45,7 @@ def _names(folder: Path) -> list[str]:
 def _fail_once(monkeypatch, at: int, error: OSError) -> None:
     """Make the `at`-th save of a checkpoint fail half-way."""
     saves = []
-    write = sealed._Sealing.write
+    write = files._Sealing.write
 
     def failing(self, data):
         if self not in saves:
@@ -54,7 +55,7 @@ def _fail_once(monkeypatch, at: int, error: OSError) -> None:
             raise error
         return write(self, data)
 
-    monkeypatch.setattr(sealed._Sealing, 'write', failing)
+    monkeypatch.setattr(files._Sealing, 'write', failing)
 
 
 @pytest.fixture
@@ -66,27 +67,27 @@ class TestSealed:
     @pytest.mark.parametrize('mmap', [False, True])
     def test_torch_reads_it(self, content, tmp_path, mmap):
         path = tmp_path / 'a.pth'
-        sealed.save(content, path)
+        files.save_sealed(content, path)
         read = torch.load(path, weights_only=True, mmap=mmap)
         assert tiny.checksum(read) == tiny.checksum(content)
-        assert sealed.verify(path) is True
+        assert seal_holds(path) is True
 
     def test_a_copy_keeps_its_seal(self, whole, tmp_path):
         copy = tmp_path / 'copy.pth'
         copy.write_bytes(whole)
-        assert sealed.verify(copy) is True
+        assert seal_holds(copy) is True
 
     def test_every_truncation_and_bit_flip_near_the_ends_shows(self, whole, tmp_path):
         path, size = tmp_path / 'damaged.pth', len(whole)
         ends = [*range(120), *range(size - 200, size)]
         for place in ends:
             path.write_bytes(whole[:place])
-            assert sealed.verify(path) is False, f'cut at {place} of {size}'
+            assert seal_holds(path) is False, f'cut at {place} of {size}'
             for bit in range(8):
                 flipped = bytearray(whole)
                 flipped[place] ^= 1 << bit
                 path.write_bytes(flipped)
-                assert sealed.verify(path) is False, f'bit {bit} of byte {place} of {size}'
+                assert seal_holds(path) is False, f'bit {bit} of byte {place} of {size}'
 
     def test_damage_anywhere_shows(self, whole, tmp_path):
         draw = random.Random(1)
@@ -97,15 +98,15 @@ class TestSealed:
             part = slice(first, first + length)
             damaged[part] = bytes(byte ^ draw.randrange(1, 256) for byte in damaged[part])
             path.write_bytes(damaged)
-            assert sealed.verify(path) is False
+            assert seal_holds(path) is False
             path.write_bytes(whole[: draw.randrange(len(whole))])
-            assert sealed.verify(path) is False
+            assert seal_holds(path) is False
 
     def test_other_files_have_no_seal(self, content, tmp_path):
         torch.save(content, tmp_path / 'plain.pth')
         (tmp_path / 'text').write_text('{"a": 1}')
-        assert sealed.verify(tmp_path / 'plain.pth') is None
-        assert sealed.verify(tmp_path / 'text') is None
+        assert seal_holds(tmp_path / 'plain.pth') is None
+        assert seal_holds(tmp_path / 'text') is None
 
     def test_a_failed_save_leaves_what_was_there(
         self, content, whole, tmp_path, monkeypatch, full_disk
@@ -113,7 +114,7 @@ class TestSealed:
         path = tmp_path / 'whole.pth'
         _fail_once(monkeypatch, 1, full_disk)
         with pytest.raises(OSError, match='No space left'):
-            sealed.save(dict(other=torch.zeros(3000)), path)
+            files.save_sealed(dict(other=torch.zeros(3000)), path)
         assert path.read_bytes() == whole
         assert _names(tmp_path) == ['whole.pth']
 
@@ -123,13 +124,13 @@ class TestSealed:
     ):
         path = tmp_path / 'whole.pth'
         monkeypatch.setattr(
-            f'backbones.checkpoints.sealed.{step}',
+            f'poolformer_dense.files.{step}',
             lambda *_: signal.raise_signal(signal.SIGKILL),
         )
-        child = tiny.fork(tmp_path / 'result', sealed.save, dict(new=torch.zeros(9)), path)
+        child = tiny.fork(tmp_path / 'result', files.save_sealed, dict(new=torch.zeros(9)), path)
         assert child.wait() == -signal.SIGKILL
         assert path.read_bytes() == whole
-        assert sealed.remove_unfinished(tmp_path) == ['.whole.pth.saving']
+        assert files.remove_unfinished(tmp_path) == ['.whole.pth.saving']
         assert _names(tmp_path) == ['whole.pth']
 
     def test_saving_holds_no_second_copy(self, tmp_path):
@@ -142,7 +143,7 @@ class TestSealed:
 
             torch.save(torch.zeros(9), tmp_path / 'warm.pth')
             before = peak()
-            sealed.save(tensors, tmp_path / 'large.pth')
+            files.save_sealed(tensors, tmp_path / 'large.pth')
             return peak() - before
 
         assert tiny.fork(tmp_path / 'result', growth).result() < 24  # MiB, of 128
@@ -168,7 +169,7 @@ def test_the_previous_one_stays_until_the_new_one_is_complete(runs, monkeypatch)
     ]  # fmt: skip
     assert _names(runs) == ['epoch_3.pth', 'last_checkpoint']
     assert (runs / 'last_checkpoint').read_text() == str(runs / 'epoch_3.pth')
-    assert sealed.verify(runs / 'epoch_3.pth') is True
+    assert seal_holds(runs / 'epoch_3.pth') is True
 
 
 @pytest.mark.parametrize('loop', ['epoch', 'iter'])

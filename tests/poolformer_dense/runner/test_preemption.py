@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from backbones.checkpoints import sealed
+from poolformer_dense import files
 from poolformer_dense.runner import preemption
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import launching, tiny
@@ -95,8 +95,8 @@ def test_before_the_first_step_there_is_nothing_to_save(runs):
 
 def test_while_saving_one_checkpoint_is_enough(runs, monkeypatch):
     def stopped() -> None:
-        save = sealed.save
-        monkeypatch.setattr(sealed, 'save', lambda *args: (send(), save(*args)))
+        save = files.save_sealed
+        monkeypatch.setattr(files, 'save_sealed', lambda *args: (send(), save(*args)))
         train(runs / 'run', loop='iter')
 
     assert tiny.fork(runs / 'result', stopped).wait() == preemption.EXIT_CODE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.checkpoints import sealed
+from poolformer_dense import files
 from poolformer_dense.errors import UserError
 from poolformer_dense.runner.resume import newest_intact, saved_checkpoints
 from tests.poolformer_dense.runner import tiny
@@ -27,7 +27,7 @@ def save(tmp_path) -> Callable[..., Path]:
     def write(name: str, saved_at: float, iteration: int = 0, **more) -> Path:
         meta = dict(iter=iteration, epoch=0, saved_at=saved_at)
         checkpoint = dict(meta=meta, optimizer={}, state_dict=dict(w=torch.zeros(300))) | more
-        sealed.save(checkpoint, tmp_path / name)
+        files.save_sealed(checkpoint, tmp_path / name)
         return tmp_path / name
 
     return write
@@ -84,7 +84,7 @@ class TestNewestIntact:
         assert re.match(f'{new}: .*(truncated|damaged)', line)
 
     def test_weights_alone_are_passed_over(self, save, tmp_path):
-        sealed.save(dict(state_dict={}), tmp_path / 'epoch_2.pth')
+        files.save_sealed(dict(state_dict={}), tmp_path / 'epoch_2.pth')
         old = save('epoch_1.pth', 1.0)
         path, passed_over = newest_intact(tmp_path)
         assert path == old

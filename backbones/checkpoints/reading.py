@@ -1,4 +1,4 @@
-"""Reading a checkpoint file without running what it contains; writing one whole."""
+"""Reading a checkpoint file without running what it contains."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .allowed import ALLOWED
 from .containers import Record, check_safetensors, not_safetensors, read_records
-from .download import fetch
 from .errors import CheckpointError, Refused, damaged, first_line, forged, holds_code
-from .sealed import replacing, save, verify
+from .schemes import local_file
+from .seal import seal_holds
 from .stand_ins import expect
 from .vetting import vet_pickle
 
@@ -38,59 +39,69 @@ def read_checkpoint(
     for small ones; only a log in it takes up to four times its own size.
 
     Args:
-        source: A path, an http(s) URL, or the name of released weights such as
-            ``poolformer_s12``; a download is kept in torch.hub's checkpoint folder.
-        map_location: Where tensors go, as for `torch.load`; None is the CPU.
+        source: A path, an http(s) URL, the name of released weights such as ``poolformer_s12``, a
+            name of mmengine's lists (``torchvision://resnet50``, ``open-mmlab://``, ``mmcls://``)
+            or an object in a store (``s3://``). A download is kept in torch.hub's checkpoint
+            folder.
+        map_location: Where tensors go; None is the CPU.
         unsafe: Run what the file holds. Its seal and its container must still be right.
 
     Raises:
         CheckpointError: The file is missing, can't be downloaded, has another checksum than it
             had, or isn't a checkpoint of tensors and plain data.
     """
-    path = fetch(source)
     map_location = map_location or 'cpu'
-    try:
-        if verify(path) is False:
-            raise damaged('its end or its checksum is wrong')
-        with path.open('rb') as file:
-            size = file.seek(0, os.SEEK_END)
-            if path.suffix == '.safetensors':
-                check_safetensors(file, size)
-                return _read_safetensors(path, map_location)
-            return _read_pickled(file, size, map_location, unsafe)
-    except OSError as error:
-        raise CheckpointError(
-            f'checkpoint {path} was not loaded: it can not be read ({first_line(error)})'
-        ) from error
-    except Refused as refusal:
-        raise CheckpointError(f'checkpoint {path} was not loaded: {refusal}') from refusal
+    with local_file(source) as path:
+        try:
+            checkpoint = _read(path, map_location, unsafe)
+        except OSError as error:
+            raise CheckpointError(
+                f'checkpoint {path} was not loaded: it can not be read ({first_line(error)})'
+            ) from error
+        except Refused as refusal:
+            raise CheckpointError(f'checkpoint {path} was not loaded: {refusal}') from refusal
+    if str(source).startswith('mmcls://'):
+        weights, prefix = checkpoint.get('state_dict', checkpoint), 'backbone.'
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        return {'state_dict': weights}
+    return checkpoint
 
 
-def write_checkpoint(
-    tensors: Mapping[str, Tensor], path: str | Path, wrapper: str | None = None
-) -> None:
-    """Write tensors to a new file, whole or not at all.
+@contextlib.contextmanager
+def safe_reading(unsafe: bool = False) -> Iterator[None]:
+    """Make mmengine read checkpoints of every scheme by `read_checkpoint` meanwhile.
+
+    Without it mmengine falls back to the unrestricted unpickler for what the restricted one
+    refuses.
 
     Args:
-        tensors: What to write, by name.
-        path: A ``.safetensors`` file, or one that torch.save writes.
-        wrapper: The entry of the latter that holds the tensors; None puts them at its top.
-
-    Raises:
-        CheckpointError: The file exists or can't be written.
+        unsafe: Run what the files hold.
     """
-    path = Path(path).expanduser()
-    if path.exists():
-        raise CheckpointError(f'{path} exists; delete it or give another name')
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+
+    # mmengine logs the name from its eleventh character on.
+    def load_from_checked_file(filename: str, map_location: Any = None) -> Any:
+        return read_checkpoint(filename, map_location, unsafe)
+
+    # mmengine has no other way to learn what is registered.
+    before = dict(CheckpointLoader._schemes)
+    for scheme in before:
+        CheckpointLoader.register_scheme(scheme, load_from_checked_file, force=True)
     try:
+        yield
+    finally:
+        for scheme, loader in before.items():
+            CheckpointLoader.register_scheme(scheme, loader, force=True)
+
+
+def _read(path: Path, map_location: str | torch.device, unsafe: bool) -> Any:
+    if seal_holds(path) is False:
+        raise damaged('its end or its checksum is wrong')
+    with path.open('rb') as file:
+        size = file.seek(0, os.SEEK_END)
         if path.suffix == '.safetensors':
-            with replacing(path) as file:
-                file.write(_safetensors(path).torch.save(tensors, metadata={'format': 'pt'}))
-        else:
-            save({wrapper: tensors} if wrapper else tensors, path)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f'{path} could not be written ({first_line(error)})') from error
+            check_safetensors(file, size)
+            return _read_safetensors(path, map_location)
+        return _read_pickled(file, size, map_location, unsafe)
 
 
 def _read_pickled(file: BinaryIO, size: int, map_location: str | torch.device, unsafe: bool) -> Any:

@@ -34,14 +34,14 @@ class Conversion:
     """What became of a file's tensors.
 
     Attributes:
-        layout: The layout they had.
+        layout: The layout they had; None for those of another model, which keep their names.
         tensors: The backbone's, by our name, in our shapes.
-        names: Our names to those of the file.
+        names: Their names in the file to ours.
         dropped: Names that belong to another part of the model, as the allow-lists say.
         left: Names that the layout does not have.
     """
 
-    layout: str
+    layout: str | None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ def from_layout(state_dict: Mapping[str, Tensor], layout: str | None = None) -> 
         CheckpointError: The layout is unknown, has no place for some tensors, or a tensor does
             not have the dimensions that it needs.
     """
-    conversion = convert(state_dict, layout)
+    conversion = convert_names(state_dict, layout)
     if conversion.left:
         raise CheckpointError(
             f'the {conversion.layout} layout does not have {listed("tensors", conversion.left)}'
@@ -127,7 +127,7 @@ def dropped_by(state_dict: Mapping[str, Tensor], layout: str) -> list[str]:
     return [key for key in state_dict if _match(key, _layout(layout).ours_only)]
 
 
-def convert(
+def convert_names(
     state_dict: Mapping[str, Tensor], layout: str | None = None, prefix: str | None = None
 ) -> Conversion:
     """Convert to our names and shapes, and account for every tensor.
@@ -159,7 +159,7 @@ def convert(
                 tensor = tensor[:, :, None, None]  # (O, I) -> (O, I, 1, 1)
             _check_pointwise(name, tensor)
         result.tensors[ours] = tensor
-        result.names[ours] = name
+        result.names[name] = ours
     return result
 
 

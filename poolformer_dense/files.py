@@ -1,8 +1,7 @@
-"""Checkpoint files that are whole or not there, and that show any damage done to them later.
+"""Writing files that are whole or not there; checkpoints show any damage done to them later.
 
-A sealed file is what ``torch.save`` writes, an ordinary zip. The comment at its end holds the
-SHA-256 of all bytes before the comment, so a copy keeps its checksum and other code reads the file
-as before.
+A sealed checkpoint is what ``torch.save`` writes, with a checksum as the comment of its zip: see
+`backbones.checkpoints.seal`, which checks it.
 """
 
 from __future__ import annotations
@@ -11,22 +10,21 @@ import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
+
+from backbones.checkpoints import CheckpointError
+from backbones.checkpoints.errors import first_line
+from backbones.checkpoints.seal import SEAL_PREFIX, SEAL_SIZE
 
 _SUFFIX = '.saving'
-_PREFIX = b'sha256:'
-_COMMENT = len(_PREFIX) + 64  # bytes
-# The last record of a zip: a signature, 16 bytes about the entries, the length of the comment.
-_END = struct.Struct('<4s16sH')
-_END_SIGNATURE = b'PK\x05\x06'
-_FIRST_SIGNATURE = b'PK\x03\x04'
 
 
-def save(checkpoint: Any, path: str | os.PathLike) -> None:
+def save_sealed(checkpoint: Any, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint that is complete and on disk once it has its name.
 
     Nothing is held in memory beside what is being saved.
@@ -48,8 +46,37 @@ def save(checkpoint: Any, path: str | os.PathLike) -> None:
         stream.close()
 
 
+def write_checkpoint(
+    tensors: Mapping[str, Tensor], path: str | Path, wrapper: str | None = None
+) -> None:
+    """Write tensors to a new file, whole or not at all.
+
+    Args:
+        tensors: What to write, by name.
+        path: A ``.safetensors`` file, or one that torch.save writes.
+        wrapper: The entry of the latter that holds the tensors; None puts them at its top.
+
+    Raises:
+        CheckpointError: The file exists or can't be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        raise CheckpointError(f'{path} exists; delete it or give another name')
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    try:
+        if path.suffix == '.safetensors':
+            import safetensors.torch
+
+            with replacing(path) as file:
+                file.write(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+        else:
+            save_sealed({wrapper: tensors} if wrapper else tensors, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f'{path} could not be written ({first_line(error)})') from error
+
+
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` that takes its place, durably, if the block succeeds.
 
     Raises:
@@ -69,7 +96,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
-def remove_unfinished(folder: str | os.PathLike) -> list[str]:
+def remove_unfinished(folder: str | os.PathLike[str]) -> list[str]:
     """Remove what killed saves left in a folder, and return the names.
 
     Nothing else may be saving there.
@@ -78,30 +105,6 @@ def remove_unfinished(folder: str | os.PathLike) -> list[str]:
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]
-
-
-def verify(path: str | os.PathLike) -> bool | None:
-    """Say whether a file is as it was written.
-
-    Returns:
-        True if its checksum holds. False if not, or if the file is empty, a zip without its end, or
-        a zip with another comment. None for a file without a seal: another kind of file, or a zip
-        without a comment.
-
-    Raises:
-        OSError: The file can not be read.
-    """
-    with open(path, 'rb') as file:
-        first = file.read(len(_FIRST_SIGNATURE))
-        size = file.seek(0, os.SEEK_END)
-        end, comment = _read_end(file, size, _COMMENT)
-        if end == _COMMENT and comment.startswith(_PREFIX):
-            return _digest(file, size - _COMMENT).hexdigest().encode() == comment[len(_PREFIX) :]
-        if _read_end(file, size, 0)[0] == 0:
-            return None
-    # A text or a safetensors file has no seal to lose, the beginning of a zip has lost its end.
-    is_zip = first == _FIRST_SIGNATURE or _FIRST_SIGNATURE.startswith(first)
-    return False if is_zip or end is not None else None
 
 
 class _Sealing:
@@ -131,8 +134,8 @@ class _Sealing:
     def close(self) -> None:
         if self._held != b'\x00\x00':
             raise ValueError('torch.save wrote a zip that does not end as one')
-        self._write(struct.pack('<H', _COMMENT))
-        self._file.write(_PREFIX + self._sha256.hexdigest().encode())
+        self._write(struct.pack('<H', SEAL_SIZE))
+        self._file.write(SEAL_PREFIX + self._sha256.hexdigest().encode())
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
@@ -141,27 +144,6 @@ class _Sealing:
             self.failure = self.failure or error
             raise
         self._sha256.update(data)
-
-
-def _read_end(file: BinaryIO, size: int, comment: int) -> tuple[int | None, bytes]:
-    """Return the length of the comment and the comment, if the end fits one of that length."""
-    if size < _END.size + comment:
-        return None, b''
-    file.seek(size - _END.size - comment)
-    signature, _, length = _END.unpack(file.read(_END.size))
-    return (length, file.read()) if signature == _END_SIGNATURE else (None, b'')
-
-
-def _digest(file: BinaryIO, size: int) -> hashlib._Hash:
-    sha256 = hashlib.sha256()
-    file.seek(0)
-    while size > 0:
-        chunk = file.read(min(size, 1 << 20))
-        if not chunk:
-            break
-        sha256.update(chunk)
-        size -= len(chunk)
-    return sha256
 
 
 def _sync_folder(folder: Path) -> None:

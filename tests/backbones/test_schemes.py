@@ -15,16 +15,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from backbones import PoolFormer
-from backbones.checkpoints import CheckpointError, sealed, to_layout
-from poolformer_dense.runner import safe_files
-from poolformer_dense.runner.safe_files import install_reader, read_any
-
-
-@pytest.fixture
-def loaders(monkeypatch):
-    """mmengine's loaders, put back afterwards."""
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    return CheckpointLoader._schemes
+from backbones.checkpoints import CheckpointError, read_checkpoint, safe_reading, schemes, to_layout
+from poolformer_dense import files
 
 
 @pytest.fixture
@@ -51,18 +43,17 @@ SOURCES = {
 
 
 @pytest.mark.parametrize('source', SOURCES)
-def test_names_of_mmengine_are_vetted(loaders, evil, tmp_path, monkeypatch, source):
-    monkeypatch.setattr(safe_files, SOURCES[source], lambda: {'resnet50': 'https://x/evil.pth'})
-    monkeypatch.setattr('backbones.checkpoints.files.fetch', lambda source: evil)
-    install_reader()
-    with pytest.raises(CheckpointError, match='never run'):
+def test_names_of_mmengine_are_vetted(evil, tmp_path, monkeypatch, source):
+    monkeypatch.setattr(schemes, SOURCES[source], lambda: {'resnet50': 'https://x/evil.pth'})
+    monkeypatch.setattr('backbones.checkpoints.schemes.fetch', lambda source: evil)
+    with safe_reading(), pytest.raises(CheckpointError, match='never run'):
         load_checkpoint(nn.Linear(1, 1), source)
     assert not (tmp_path / 'harmed').exists()
     with pytest.raises(CheckpointError, match=r'has no vgg; give a path or a URL'):
-        read_any(source.replace('resnet50', 'vgg'))
+        read_checkpoint(source.replace('resnet50', 'vgg'))
 
 
-def test_object_stores_are_vetted(loaders, evil, tmp_path, monkeypatch):
+def test_object_stores_are_vetted(evil, tmp_path, monkeypatch):
     class Local:
         def __enter__(self):
             return evil
@@ -70,50 +61,50 @@ def test_object_stores_are_vetted(loaders, evil, tmp_path, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(safe_files, 'get_local_path', lambda source, backend_args: Local())
-    install_reader()
+    monkeypatch.setattr(schemes, 'get_local_path', lambda source, backend_args: Local())
     for source in ('s3://bucket/evil.pth', 'cluster:s3://bucket/evil.pth', 'petrel://evil.pth'):
-        with pytest.raises(CheckpointError, match='never run'):
+        with safe_reading(), pytest.raises(CheckpointError, match='never run'):
             load_checkpoint(nn.Linear(1, 1), source)
     assert not (tmp_path / 'harmed').exists()
 
 
-def test_no_loader_of_mmengine_is_left(loaders):
-    install_reader()
-    assert len(CheckpointLoader._schemes) >= 10
-    assert {loader.__wrapped__ for loader in CheckpointLoader._schemes.values()} == {read_any}
-    with pytest.raises(CheckpointError, match=r'pavi://.*download it and give its path'):
-        CheckpointLoader.load_checkpoint('pavi://x')
+def test_no_loader_of_mmengine_is_left_and_all_come_back():
+    before = dict(CheckpointLoader._schemes)
+    with safe_reading():
+        assert len(CheckpointLoader._schemes) >= 10
+        assert len(set(CheckpointLoader._schemes.values())) == 1
+        with pytest.raises(CheckpointError, match=r'pavi://.*download it and give its path'):
+            CheckpointLoader.load_checkpoint('pavi://x')
+    assert CheckpointLoader._schemes == before
 
 
 def test_mmcls_names_give_the_backbone(tmp_path, monkeypatch):
     path = tmp_path / 'mmcls.pth'
     torch.save({'state_dict': {'backbone.a': torch.ones(1), 'head.b': torch.ones(1)}}, path)
-    monkeypatch.setattr(safe_files, 'get_mmcls_models', lambda: {'x': 'https://x/mmcls.pth'})
-    monkeypatch.setattr('backbones.checkpoints.files.fetch', lambda source: path)
-    assert list(read_any('mmcls://x')['state_dict']) == ['a']
+    monkeypatch.setattr(schemes, 'get_mmcls_models', lambda: {'x': 'https://x/mmcls.pth'})
+    monkeypatch.setattr('backbones.checkpoints.schemes.fetch', lambda source: path)
+    assert list(read_checkpoint('mmcls://x')['state_dict']) == ['a']
 
 
-def test_the_reader_runs_a_file_only_when_told_to(loaders, evil, tmp_path):
-    install_reader()
-    with pytest.raises(CheckpointError, match='never run'):
+def test_the_reader_runs_a_file_only_when_told_to(evil, tmp_path):
+    with safe_reading(), pytest.raises(CheckpointError, match='never run'):
         load_checkpoint(nn.Linear(1, 1), str(evil))
     assert not (tmp_path / 'harmed').exists()
-    install_reader(unsafe=True)
-    load_checkpoint(nn.Linear(1, 1), str(evil))
+    with safe_reading(unsafe=True):
+        load_checkpoint(nn.Linear(1, 1), str(evil))
     assert (tmp_path / 'harmed').exists()
 
 
 def test_unsafe_covers_no_damage(tmp_path):
     path = tmp_path / 'sealed.pth'
-    sealed.save({'a': torch.ones(100)}, path)
-    assert read_any(str(path), unsafe=True)['a'].sum() == 100
+    files.save_sealed({'a': torch.ones(100)}, path)
+    assert read_checkpoint(str(path), unsafe=True)['a'].sum() == 100
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     for unsafe in (False, True):
         with pytest.raises(CheckpointError, match='its checksum is wrong'):
-            read_any(str(path), unsafe=unsafe)
+            read_checkpoint(str(path), unsafe=unsafe)
 
 
 def test_the_flag_is_a_tools_and_warns(run, evil, tmp_path):
@@ -155,7 +146,7 @@ def test_stock_mmengine_reads_what_we_save(tmp_path):
     model.weight.data = torch.tensor([[1.0, 2.0]])
     path = tmp_path / 'iter_1.pth'
     hub = {'log_scalars': {'loss': log}}
-    sealed.save({'state_dict': model.state_dict(), 'message_hub': hub}, path)
+    files.save_sealed({'state_dict': model.state_dict(), 'message_hub': hub}, path)
     done = subprocess.run(
         [sys.executable, '-I', '-c', STOCK, str(path)],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
