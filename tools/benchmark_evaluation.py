@@ -42,7 +42,8 @@ def main() -> None:
 
     register_all_modules()
     content = Content(images=args.images, detections=args.detections)
-    seconds, numbers = {}, {}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    numbers: dict[tuple[str, str], dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         annotations = Path(folder, 'annotations.json')
         truth = write_ground_truth(annotations, content, args.seed)
