@@ -188,7 +188,7 @@ def diagnose(root: Path) -> list[Finding]:
     return rows
 
 
-def format_table(rows: list[Finding]) -> str:
+def format_findings(rows: list[Finding]) -> str:
     """Lays the rows out as text, each remedy on a line of its own under its row."""
     width, lines = max(len(row.name) for row in rows), []
     for row in sorted(rows, key=lambda row: row.status == 'PROBLEM'):  # problems last, in sight
