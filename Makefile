@@ -8,7 +8,7 @@ TEST_JOBS ?= 2
 export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready peers doctor browser demo test test-all soak lint format docs clean
+.PHONY: help setup ready peers doctor browser demo test test-all soak coverage lint format docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,9 +62,14 @@ test-all: ready browser  ## run all tests except the soak tests
 soak: ready  ## run the soak tests (hundreds of kills, signals, damaged files, full disks): up to 1 hour on 2 cores
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/soak -m soak -n $(TEST_JOBS) --dist loadfile
 
-lint: ready  ## check the style
+coverage: ready  ## run the fast tests and print which lines they cover, by module (slower than make test)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile \
+	  -q --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+lint: ready  ## check style and types
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
 
 format: ready  ## fix the style
 	@$(PY) -m ruff check --fix
@@ -76,5 +81,5 @@ docs: ready  ## build the documentation site in build/site
 	@echo 'open build/site/index.html'
 
 clean:  ## remove caches and build files, but not .venv*, work_dirs or data
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

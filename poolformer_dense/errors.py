@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing, the place and the remedy."""
+    """Something the user can fix: the message names the thing, the place and the remedy."""
 
 
 class RankError(UserError):

@@ -10,13 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbones.ops import library
 from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import UserError
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
+    from backbones.ops import library
+
     try:
         paths = library.build()
     except RuntimeError as error:

@@ -7,30 +7,32 @@ features, segmentors to the label map. Preprocessing is in the file, resizing is
 Exit code: 0, 1 if the file does not compute what the model does, 2 if the call is wrong.
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config_options, add_unsafe_load, run_tool
-from poolformer_dense.config.load import load_config
+from poolformer_dense.cli import add_config, add_unsafe_load, make_parser, run_tool
 from poolformer_dense.errors import UserError
-from poolformer_dense.export.files import SUFFIXES, Options, export, parity_images, usual_size
-from poolformer_dense.export.parity import Parity, compare
-from poolformer_dense.export.program import SMALLEST, round_weights
-from poolformer_dense.predict.inference import build_inferencer, fold
-from poolformer_dense.predict.media import find_media
+
+if TYPE_CHECKING:
+    from poolformer_dense.export.parity import Parity
+
+# As the library has them, which takes seconds to import.
+FORMATS = ('onnx', 'torch-export')
+SMALLEST = 32
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file')
+    parser = make_parser(__doc__)
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
+    parser.add_argument('--to', choices=FORMATS, required=True, help='.onnx or .pt2')
     parser.add_argument('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
     parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
     parser.add_argument(
@@ -50,7 +52,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)'
     )
-    add_config_options(parser)
     add_unsafe_load(parser)
     return parser.parse_args()
 
@@ -68,6 +69,13 @@ def main() -> None:
     args = parse_args()
     if args.size and (args.dynamic or min(args.size) < SMALLEST):
         raise UserError(f'--size: at least {SMALLEST} {SMALLEST}, and not with --dynamic')
+    from poolformer_dense.config.load import load_config
+    from poolformer_dense.export.files import SUFFIXES, Options, export, parity_images, usual_size
+    from poolformer_dense.export.parity import compare
+    from poolformer_dense.export.program import round_weights
+    from poolformer_dense.predict.inference import build_inferencer, fold
+    from poolformer_dense.predict.media import find_media
+
     cfg = load_config(args.config, args.cfg_options)
     path = args.out or Path(cfg.work_dir, Path(args.config).stem + SUFFIXES[args.to])
     if path.suffix != SUFFIXES[args.to]:

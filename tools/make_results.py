@@ -12,22 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rich.progress import track
-
-from poolformer_dense.cli import run_tool
-from poolformer_dense.measure.results_page import (
-    PAGE,
-    format_page,
-    load_metafile,
-    measure,
-    write_metafile,
-)
+from poolformer_dense.cli import make_parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         '--measure', action='store_true', help='count anew what each model costs (minutes)'
     )
@@ -36,6 +25,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from rich.progress import track
+
+    from poolformer_dense.measure.results_page import (
+        PAGE,
+        format_page,
+        load_metafile,
+        measure,
+        write_metafile,
+    )
+
     metafile = load_metafile(ROOT)
     if args.measure:
         for model in track(metafile['Models'], description='measuring'):

@@ -7,21 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
-# The imports take seconds; a request to stop waits until there is a handler.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbones.checkpoints import MIRROR_VARIABLE
-from poolformer_dense.cli import add_run_arguments, run_tool
-from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
-from poolformer_dense.config.preflight import check_run
-from poolformer_dense.runner import build_runner, run_process
-from poolformer_dense.runner.resume import saved_checkpoints
+from poolformer_dense.cli import add_config, add_run_arguments, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -45,12 +38,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    # The imports take seconds; a request to stop waits until there is a handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     args = parse_args()
+    from poolformer_dense.runner import run_process
+
     with run_process(args.unsafe_load):
         train(args)
 
 
 def train(args: argparse.Namespace) -> None:
+    from backbones.checkpoints import MIRROR_VARIABLE
+    from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
+    from poolformer_dense.config.preflight import check_run
+    from poolformer_dense.runner import build_runner
+    from poolformer_dense.runner.resume import saved_checkpoints
+
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
@@ -60,7 +63,9 @@ def train(args: argparse.Namespace) -> None:
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     check_run(cfg, ['train', 'val'], args.unsafe_load)
     if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
-        print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')
+        print(
+            f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts from the beginning'
+        )
     build_runner(cfg, args.unsafe_load).train()
 
 

@@ -103,5 +103,5 @@ def test_ctrl_c_says_that_the_same_command_goes_on(root, mirror, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.endswith('interrupted; the same command goes on from here\n')
+    assert errors.endswith('interrupted; the same command resumes\n')
     assert 'Traceback' not in errors
