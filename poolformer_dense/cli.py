@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from mmengine.config import DictAction
 
 from backbones.checkpoints import CheckpointError
 
-from .errors import RankError, UserError
+from .errors import RankError, UserError, first_process
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -67,11 +66,6 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
         'data_root=PATH moves every path of the data',
     )
-
-
-def first_process() -> bool:
-    """Whether this is the first of a job's processes, which torchrun and Slurm number."""
-    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
 
 
 class _UnsafeLoad(argparse.Action):

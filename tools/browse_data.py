@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.progress import track
 
 from poolformer_dense.cli import add_config_options, run_tool
+from poolformer_dense.config.browse import draw_samples
 from poolformer_dense.config.load import load_config
-from poolformer_dense.data.browse import draw_samples
 
 
 def parse_args() -> argparse.Namespace:

@@ -96,7 +96,7 @@ def is_error(fault: Fault) -> bool:
     return fault.severity == ERROR
 
 
-def format_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3) -> str:
+def fault_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3) -> str:
     """Return the table of kinds, errors first: data, kind, severity, count, first examples.
 
     Args:

@@ -19,7 +19,7 @@ from torch import nn
 from backbones import MetaFormer
 from backbones.checkpoints import CheckpointError, listed
 
-from ..data.classes import check_num_classes
+from ..config.datasets import check_num_classes
 from ..errors import UserError
 from ..runner.loading import fit
 from ..runner.safe_files import read_any

@@ -15,7 +15,8 @@ from mmengine.runner import set_random_seed
 from mmengine.structures import PixelData
 
 from ..errors import UserError
-from .sources import check_paths, datasets_of
+from .datasets import check_paths
+from .walk import datasets_of
 
 # Names drawn into pictures of fewer pixels cover the objects or can't be read.
 _LEGIBLE = 400
@@ -47,7 +48,7 @@ def draw_samples(
     loader = cfg.get(f'{split}_dataloader')
     if loader is None:
         raise UserError(f'the config has no {split}_dataloader; --split takes one that it has')
-    for place, source in datasets_of(loader, f'{split}_dataloader'):
+    for place, source in datasets_of(cfg, split):
         check_paths(cfg, place, source)
         resized_back = _labels_follow_resizing(source.get('pipeline') or [])
     dataset = DATASETS.build(loader.dataset)
