@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import run_tool
 from poolformer_dense.data.archives import DATASETS
-from poolformer_dense.data.prepare import prepare, verify
+from poolformer_dense.data.prepare import check_prepared, prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
     args = parse_args()
     dataset = DATASETS[args.dataset]
     if args.verify_only:
-        verify(dataset, args.root, args.source)
+        check_prepared(dataset, args.root, args.source)
         return
     try:
         prepare(

@@ -24,8 +24,8 @@ from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
 from backbones.weights import RELEASED
 
 from ..data.audit import audit
-from ..data.categories import category_problem, first_names, read_categories
-from ..data.faults import is_error, short_name
+from ..data.categories import category_problem, read_categories
+from ..data.faults import first_names, is_error, short_name
 from ..data.source import Source
 from ..errors import UserError, first_process
 from .datasets import is_local, missing_data, named_sources

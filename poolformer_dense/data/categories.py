@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from .faults import first_names
 
 
 def category_problem(path: Path, names: Sequence[str], classes: Sequence[str]) -> str:
@@ -54,8 +55,3 @@ def read_categories(path: Path) -> list[str]:
                     except (ValueError, TypeError, KeyError):
                         pass
     raise UserError(f'{path} is not a COCO annotation file: it has no list of named "categories"')
-
-
-def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list, and how many it has."""
-    return ', '.join(names[:most]) + (f', ... ({len(names)} in all)' if len(names) > most else '')

@@ -69,7 +69,7 @@ class _Pass:
                 entries[:] = [entry for i, entry in enumerate(entries) if i not in gone]
 
     def _repair(self, kind: str, name: str, entry: Any) -> str:
-        """Mend one fault; return what was done, or `_DROPPED`."""
+        """Repair one fault; return what was done, or `_DROPPED`."""
         if kind == 'duplicate image id':
             i, first = self.first[name][entry['id']]
             if first != entry:  # nobody knows whose the objects are: they go in the next pass
@@ -89,10 +89,10 @@ class _Pass:
         if kind in ('NaN or infinite', 'invalid area', 'area not positive'):
             return _area_of_box(entry)
         if kind == 'iscrowd':
-            return _mend_crowd(entry)
+            return _repair_crowd(entry)
         if kind in ('broken polygon', 'polygon outside image', 'broken RLE'):
             image = self.first['images'].get(entry.get('image_id'), (0, {}))[1]
-            return self._mend_mask(entry, image.get('width'), image.get('height'))
+            return self._repair_mask(entry, image.get('width'), image.get('height'))
         return _DROPPED
 
     def _merge_category(self, entry: dict) -> str:
@@ -112,7 +112,7 @@ class _Pass:
             ] += len(of_id)
         return _DROPPED
 
-    def _mend_mask(self, entry: dict, width: Any, height: Any) -> str:
+    def _repair_mask(self, entry: dict, width: Any, height: Any) -> str:
         value = entry['segmentation']
         size = (width, height) if all(type(v) in (int, float) for v in (width, height)) else None
         kept: Any = []
@@ -159,7 +159,7 @@ def _area_of_box(entry: dict) -> str:
     return 'given the area of its box'
 
 
-def _mend_crowd(entry: dict) -> str:
+def _repair_crowd(entry: dict) -> str:
     meant = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'missing': 0}.get(
         str(entry.get('iscrowd', 'missing'))
     )

@@ -128,3 +128,8 @@ def fault_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3
 def short_name(places: Sequence[str]) -> str:
     """Return e.g. 'val, test' for the loaders' places in the config."""
     return ', '.join(re.sub(r'_dataloader|_evaluator|\.dataset(?!s)', '', p) for p in places)
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list, and how many it has."""
+    return ', '.join(names[:most]) + (f', ... ({len(names):,} in all)' if len(names) > most else '')

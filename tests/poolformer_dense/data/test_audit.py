@@ -284,17 +284,6 @@ def _names(faults) -> Counter:
     return Counter((found.kind, found.where) for found in faults)
 
 
-@pytest.mark.parametrize('function', OBJECT_FAULTS, ids=_kind)
-def test_one_kind_of_faulty_objects(many_shapes, load, tmp_path, function):
-    content = _read(many_shapes / 'coco')
-    expected = _spoil_objects(content, [function], 50, np.random.default_rng(1))
-    path = tmp_path / 'spoilt.json'
-    path.write_text(json.dumps(content))
-    cfg = load('mask_rcnn', many_shapes / 'coco')
-    cfg.train_dataloader.dataset.ann_file = str(path)
-    assert _names(_found(cfg, quick=True)) == expected
-
-
 def test_a_thousand_faults_of_all_kinds(many_shapes, load, tmp_path):
     shutil.copytree(many_shapes, tmp_path, dirs_exist_ok=True)
     coco, ade, fixed = (tmp_path / name for name in ('coco', 'ade', 'fixed'))
@@ -479,6 +468,15 @@ def test_other_image_formats_are_read(coco, load, suffix):
     assert (found.kind, found.where) == (
         'unreadable image', str(folder / content['images'][1]['file_name'])
     )  # fmt: skip
+
+
+def test_an_image_beyond_pillows_limit_is_read_otherwise(coco, load, monkeypatch):
+    monkeypatch.setattr('PIL.Image.MAX_IMAGE_PIXELS', 100)
+    assert _found(load('retinanet', coco)) == []
+    entry = _read(coco)['images'][3]
+    _cut(coco / 'train2017' / entry['file_name'], np.random.default_rng(3))
+    (found,) = _found(load('retinanet', coco))
+    assert (found.kind, found.where.rpartition('/')[2]) == ('unreadable image', entry['file_name'])
 
 
 def test_a_download_filled_up_with_zeros(coco, load):
