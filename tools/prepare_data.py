@@ -2,7 +2,7 @@
 """Bring COCO 2017 or ADE20K to the layout that the configs expect; see docs/data.md.
 
 Downloads, or takes what is there already (--from), unpacks and checks. Interrupted at any moment,
-the same command goes on where it stopped.
+the same command resumes where it stopped.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
             keep_archives=args.keep_archives,
         )
     except KeyboardInterrupt:
-        print('\ninterrupted; the same command goes on from here', file=sys.stderr)
+        print('\ninterrupted; run the same command again to resume', file=sys.stderr)
         sys.exit(130)
 
 

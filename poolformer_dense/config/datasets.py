@@ -38,7 +38,7 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
     Raises:
         UserError: Data is missing, or a data set can't be built.
     """
-    sources: dict[tuple, Source] = {}
+    sources: dict[tuple[Any, ...], Source] = {}
     unknown = []
     for split in splits:
         metrics = [
@@ -65,7 +65,7 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
     return list(sources.values()), unknown
 
 
-def _source(cfg: Config, place: str, node: Mapping, dataset: BaseDataset) -> Source:
+def _source(cfg: Config, place: str, node: Mapping[str, Any], dataset: BaseDataset) -> Source:
     heads = (head for _, head in walk(cfg.model.get('decode_head')) if isinstance(head, Mapping))
     source = Source(
         dataset,
@@ -85,7 +85,7 @@ def _source(cfg: Config, place: str, node: Mapping, dataset: BaseDataset) -> Sou
     return source
 
 
-def _build(place: str, node: Mapping, scope: str) -> BaseDataset | None:
+def _build(place: str, node: Mapping[str, Any], scope: str) -> BaseDataset | None:
     """Build a data set without reading its data; None if its class can't do that."""
     config = copy.deepcopy(dict(node)) | dict(lazy_init=True, pipeline=[])
     # The toolboxes' types are in the registry of the config's scope.
@@ -101,7 +101,7 @@ def _build(place: str, node: Mapping, scope: str) -> BaseDataset | None:
             raise UserError(f'{place}: {node["type"]} refuses its arguments: {error}') from error
 
 
-def check_paths(cfg: Config, place: str, dataset: Mapping) -> None:
+def check_paths(cfg: Config, place: str, dataset: Mapping[str, Any]) -> None:
     """Raise UserError if a data set's folders or its annotation file are not there."""
     if not _is_on_disk(dataset):
         return
@@ -131,7 +131,7 @@ def is_local(path: Any) -> bool:
     return isinstance(path, (str, os.PathLike)) and bool(path) and '://' not in str(path)
 
 
-def _is_on_disk(dataset: Mapping) -> bool:
+def _is_on_disk(dataset: Mapping[str, Any]) -> bool:
     return not dataset.get('backend_args') and is_local(dataset.get('data_root') or '.')
 
 

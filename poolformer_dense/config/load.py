@@ -32,7 +32,7 @@ def load_config(
 ) -> Config:
     """Read a config, import what it names, and merge the command line into it.
 
-    A config that an earlier version wrote into its work directory is loaded too, with a warning.
+    A config in a working directory of an earlier version is loaded too, with a warning.
 
     Args:
         path: The config file.
@@ -109,7 +109,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Make the test draw every image, ground truth beside prediction."""
-    # mmdet's hook would join a relative folder to the work directory anew at each image.
+    # mmdet's hook would join a relative folder to the working directory again at each image.
     folder = os.path.abspath(folder)
     cfg.default_hooks.visualization.draw = True
     if cfg.default_scope == 'mmseg':

@@ -1,4 +1,4 @@
-"""What earlier versions called things: their work directories hold configs with the old names."""
+"""What earlier versions called things: their working directories hold configs with the old names."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def modernize(
         cfg.custom_imports.imports = list(dict.fromkeys(today))
         changes += [f'{name} is now {" and ".join(modules[name])}' for name in old]
     for place, node in list(walk(cfg)):
-        if isinstance(node, Mapping) and place.split('.')[-1] == 'backbone':
+        if isinstance(node, dict) and place.split('.')[-1] == 'backbone':
             for name in [name for name in node if name in arguments]:
                 node[arguments[name]] = node.pop(name)
                 changes.append(f'{place}.{name} is now {arguments[name]}')
         # A node that is dropped has to leave the one that holds it.
-        keys = node if isinstance(node, Mapping) else range(len(node)) if type(node) is list else ()
+        keys = node if isinstance(node, dict) else range(len(node)) if type(node) is list else ()
         for key in reversed(list(keys)):
-            kind = node[key].get('type') if isinstance(node[key], Mapping) else None
-            if kind not in types:
+            kind = node[key].get('type') if isinstance(node[key], dict) else None
+            if not isinstance(kind, str) or kind not in types:
                 continue
             if new := types[kind]:
                 node[key]['type'] = new

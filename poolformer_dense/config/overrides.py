@@ -130,7 +130,7 @@ def _registered(root: registry.Registry) -> Iterator[str]:
         yield from child.module_dict
 
 
-def _valid_names(node: dict, place: str) -> set[str]:
+def _valid_names(node: dict[str, Any], place: str) -> set[str]:
     if 'type' not in node:
         return _TYPELESS.get(place, set())
     names = set(_CONSUMED.get(place, set()))

@@ -138,7 +138,7 @@ def _audit_coco(source: Source, quick: bool, target: Path | None, title: str) ->
         return Audit(source, str(path), 'not read', faults)
     counts = f'{len(content["images"])} images, {len(content.get("annotations", []))} annotations'
     faults += source.faults
-    names = [c.get('name') for c in content['categories'] if isinstance(c, dict)]
+    names = [str(c.get('name')) for c in content['categories'] if isinstance(c, dict)]
     if source.classes and (problem := category_problem(path, names, source.classes)):
         faults.append(fault('classes', f'{source.places[0]}.ann_file', problem))
     faults += _image_faults(source, content['images'], quick, title)

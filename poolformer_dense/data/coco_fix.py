@@ -31,7 +31,7 @@ def clean(content: dict, faults: Sequence[Fault], masks: bool, evaluated: bool) 
     done: Counter = Counter()
     cascade = False
     # An entry that goes can leave others without their image or category: look again.
-    while faults := [found for found in faults if found.entry]:
+    while any(found.entry for found in faults):
         _Pass(content, masks, done, cascade).run(faults)
         faults, cascade = coco_faults(content, masks, evaluated), True
     return done
@@ -53,8 +53,8 @@ class _Pass:
 
     def run(self, faults: Sequence[Fault]) -> None:
         for found in faults:
-            name, i = found.entry
-            if i in self.dropped[name]:
+            name, i = found.entry or ('', 0)
+            if not name or i in self.dropped[name]:
                 continue
             what = self._repair(found.kind, name, self.content[name][i])
             kind = found.kind
@@ -152,8 +152,9 @@ def _clip_polygon(polygon: list[float], width: float, height: float) -> list[flo
 
 def _area_of_box(entry: dict) -> str:
     box = entry.get('bbox')
-    sound = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    if not (sound and math.isfinite(sum(box)) and min(box[2:]) > 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
+        return _DROPPED
+    if not math.isfinite(sum(box)) or min(box[2:]) <= 0:
         return _DROPPED
     entry['area'] = box[2] * box[3]
     return 'given the area of its box'

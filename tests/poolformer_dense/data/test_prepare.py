@@ -201,7 +201,7 @@ def test_a_mirror_takes_the_place_of_the_publisher(small, serve, server, tree, c
 
 @pytest.mark.parametrize('everywhere', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', NAMES)
-def test_killed_at_any_act_it_goes_on(
+def test_killed_at_any_act_it_resumes(
     serve, start, acts, tree, contents, tmp_path, name, everywhere
 ):
     dataset = serve(name)
@@ -223,7 +223,7 @@ def test_killed_at_any_act_it_goes_on(
 
 
 @pytest.mark.parametrize('copy', [False, True])
-def test_killed_while_linking_or_copying_it_goes_on(small, start, acts, trees, tmp_path, copy):
+def test_killed_while_linking_or_copying_it_resumes(small, start, acts, trees, tmp_path, copy):
     dataset, source = small('coco'), trees / 'coco'
     total = acts(dataset, source=source, copy=copy)
     for i, kill_at in enumerate(random.Random(0).sample(range(1, total), 5)):
@@ -261,7 +261,7 @@ def test_an_archive_that_is_not_as_published_is_refused_and_kept(small, archives
     shutil.copytree(archives, tmp_path / 'archives')
     path = tmp_path / 'archives/val2017.zip'
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r'val2017\.zip has md5 .*, not .* Download it anew'):
+    with pytest.raises(UserError, match=r'val2017\.zip has md5 .*, not .* Download it again'):
         prepare(small('coco'), tmp_path / 'root', tmp_path / 'archives')
     assert path.exists()
     assert not (tmp_path / 'root/coco/val2017').exists()
