@@ -7,13 +7,12 @@ A tool imports torch and whatever brings it in `main`, after its arguments are p
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import RankError, UserError
+from .errors import RankError, UserError, first_process
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -82,11 +81,6 @@ def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
         help='run the code that a checkpoint holds instead of refusing it: only for files of '
         'people whom you trust with this account',
     )
-
-
-def first_process() -> bool:
-    """Whether this is the first of a job's processes, which torchrun and Slurm number."""
-    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
 
 
 class _UnsafeLoad(argparse.Action):

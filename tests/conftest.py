@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 
@@ -20,6 +22,14 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _read_metafiles_once() -> Iterator[None]:
+    """For each base named by ``mmdet::`` mmengine reads all of mmdet's metafiles, which is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.utils.load', functools.cache(mmengine.load))
+        yield
 
 
 @pytest.fixture(scope='session')

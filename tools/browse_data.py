@@ -24,8 +24,8 @@ def main() -> None:
     args = parse_args()
     from rich.progress import track
 
+    from poolformer_dense.config.browse import draw_samples
     from poolformer_dense.config.load import load_config
-    from poolformer_dense.data.browse import draw_samples
 
     cfg = load_config(args.config, args.cfg_options)
     pictures = draw_samples(cfg, args.out, args.split, args.number, args.seed)

@@ -31,14 +31,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.config.datasets import named_sources
     from poolformer_dense.config.load import load_config
-    from poolformer_dense.data.verify import format_report, verify
+    from poolformer_dense.data.audit import audit, format_audits
 
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         cfg = load_config(args.config, args.cfg_options)
-        results, unread = verify(cfg, fix=args.fix, progress=True)
-    print(format_report(results, unread, args.examples))
+        sources, unknown = named_sources(cfg)
+        results, unread = audit(sources, fix=args.fix, progress=True)
+    print(format_audits(results, unknown + unread, args.examples))
     if any(result.faults for result in results):
         sys.exit(1)
 

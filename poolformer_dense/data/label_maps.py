@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mmengine.fileio import list_dir_or_file
 from ..errors import UserError
 from .faults import Fault, fault
 from .images import inspect_image, missing_files, read_all
-from .sources import Source, nodes
+from .source import Source
 
 # A quick check reads this many pairs, evenly spread.
 SAMPLE = 16
@@ -31,19 +31,17 @@ class LabelMaps:
         pairs: Paths of images and label maps (None where the data set has none).
         num_labels: Classes that the label maps number, before metainfo leaves out some.
         reduce: ``reduce_zero_label``: label 0 becomes ignored, the others go down by one.
-        ignored: Labels that the loss ignores, after that.
         used: For each label, in how many of the maps it was found.
     """
 
-    def __init__(self, source: Source, model: Mapping) -> None:
+    def __init__(self, source: Source) -> None:
         dataset = source.dataset
         self.source = source
         self.pairs = [(p['img_path'], p.get('seg_map_path')) for p in dataset.load_data_list()]
         own = dataset.METAINFO.get('classes') if dataset.label_map else None
         self.num_labels = len(own or dataset.metainfo.get('classes') or ())
         self.reduce = dataset.reduce_zero_label
-        heads = nodes(model.get('decode_head'))
-        self.ignored = {head.get('ignore_index', 255) for head in heads if 'type' in head} or {255}
+        self.ignored = source.ignored_labels
         self.used: Counter[int] = Counter()
         self.maps_read = 0
 
@@ -81,12 +79,11 @@ class LabelMaps:
 
     def _config_faults(self) -> list[Fault]:
         faults = []
-        for place, pipeline in zip(self.source.places, self.source.pipelines, strict=True):
-            for step in nodes(pipeline):
-                said = step.get('reduce_zero_label')
-                if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
-                    detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
-                    faults.append(fault('reduce_zero_label differs', place, detail))
+        for place, step in self.source.transforms:
+            said = step.get('reduce_zero_label')
+            if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
+                detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
+                faults.append(fault('reduce_zero_label differs', place, detail))
         return faults
 
     def _maps_alone(self, maps: Sequence[str | None]) -> Iterable[Fault]:

@@ -19,7 +19,7 @@ from torch import nn
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
-from ..data.classes import check_num_classes
+from ..config.datasets import check_num_classes
 from ..errors import UserError
 
 Group = list[tuple[Any, np.ndarray, dict]]

@@ -10,7 +10,8 @@ import torch
 
 from backbones.checkpoints import CheckpointError
 from poolformer_dense.config.load import load_config, use_mirror
-from poolformer_dense.config.preflight import check_checkpoint, check_run, read_categories
+from poolformer_dense.config.preflight import check_run
+from poolformer_dense.data.categories import read_categories
 from poolformer_dense.errors import UserError
 
 
@@ -154,8 +155,9 @@ def test_not_a_checkpoint(detection, tmp_path):
     cfg.load_from = str(path)
     with pytest.raises(UserError, match=r'weights.pth was not loaded'):
         check_run(cfg, ['test'])
+    cfg.load_from = 'none.pth'
     with pytest.raises(UserError, match=r'none\.pth does not exist'):
-        check_checkpoint('none.pth')
+        check_run(cfg, ['test'])
 
 
 @pytest.mark.parametrize(

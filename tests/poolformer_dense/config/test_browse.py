@@ -12,8 +12,8 @@ import torch
 from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 
+from poolformer_dense.config.browse import draw_samples
 from poolformer_dense.config.load import load_config
-from poolformer_dense.data.browse import draw_samples
 from poolformer_dense.errors import UserError
 
 

@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from poolformer_dense.config.datasets import named_sources
 from poolformer_dense.config.load import load_config
-from poolformer_dense.data.verify import verify
+from poolformer_dense.data.audit import audit
 
 NUM_IMAGES, NUM_OBJECTS = 118_000, 860_000
 
@@ -45,7 +46,7 @@ def test_coco_size(root, tmp_path, capsys):
         metainfo=dict(classes=tuple(category['name'] for category in categories)),
     )
     start = time.process_time()
-    (result,) = verify(cfg, ['train'], quick=True)[0]
+    (result,) = audit(named_sources(cfg, ['train'])[0], quick=True)[0]
     spent = time.process_time() - start
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     with capsys.disabled():

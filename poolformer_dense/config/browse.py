@@ -13,9 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.runner import set_random_seed
 from mmengine.structures import PixelData
+from numpy.typing import NDArray
 
 from ..errors import UserError
-from .sources import check_paths, datasets_of
+from .datasets import check_paths
+from .walk import datasets_of
 
 # Names drawn into pictures of fewer pixels cover the objects or can't be read.
 _LEGIBLE = 400
@@ -47,7 +49,7 @@ def draw_samples(
     loader = cfg.get(f'{split}_dataloader')
     if loader is None:
         raise UserError(f'the config has no {split}_dataloader; --split takes one that it has')
-    for place, source in datasets_of(loader, f'{split}_dataloader'):
+    for place, source in datasets_of(cfg, split):
         check_paths(cfg, place, source)
         resized_back = _labels_follow_resizing(source.get('pipeline') or [])
     dataset = DATASETS.build(loader.dataset)
@@ -78,17 +80,17 @@ def _labels_follow_resizing(pipeline: list[dict[str, Any]]) -> bool:
     return any('Resize' in str(step) for step in before)
 
 
-def _as_rgb(inputs: Any, preprocessor: dict[str, Any]) -> np.ndarray:
+def _as_rgb(inputs: Any, preprocessor: dict[str, Any]) -> NDArray[np.uint8]:
     """Return a (C, H, W) tensor of 0 to 255 as an (H, W, 3) uint8 RGB image."""
     image = np.clip(inputs.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
     # The loaders read BGR; only a model that swaps to BGR itself is given RGB.
     return np.ascontiguousarray(image if preprocessor.get('rgb_to_bgr') else image[..., ::-1])
 
 
-def _enlarge(image: np.ndarray, labels: Any, factor: int) -> tuple[np.ndarray, Any]:
+def _enlarge(image: NDArray[np.uint8], labels: Any, factor: int) -> tuple[NDArray[np.uint8], Any]:
     """Repeat pixels, of the labels too; returns labels as the visualizers take them: arrays."""
 
-    def repeated(array: Any, first_axis: int) -> np.ndarray:
+    def repeated(array: Any, first_axis: int) -> NDArray[np.uint8]:
         return np.asarray(array).repeat(factor, first_axis).repeat(factor, first_axis + 1)
 
     if 'gt_sem_seg' in labels:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from poolformer_dense.config.datasets import named_sources
 from poolformer_dense.config.load import load_config
+from poolformer_dense.data.audit import Audit, audit
 from poolformer_dense.data.faults import SEVERITIES
-from poolformer_dense.data.verify import verify
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import write_ade20k, write_coco
 
@@ -61,8 +62,15 @@ def _write(data_root: Path, content: dict, split: str = 'train') -> None:
     path.write_text(json.dumps(content))
 
 
+def _audit(cfg, splits=('train',), **options) -> list[Audit]:
+    sources, unknown = named_sources(cfg, splits)
+    results, unread = audit(sources, **options)
+    assert unknown + unread == []
+    return results
+
+
 def _found(cfg, splits=('train',), **options) -> list:
-    return [found for result in verify(cfg, splits, **options)[0] for found in result.faults]
+    return [found for result in _audit(cfg, splits, **options) for found in result.faults]
 
 
 # Each function spoils one annotation; its name is the kind. `rng` varies how.
@@ -276,17 +284,6 @@ def _names(faults) -> Counter:
     return Counter((found.kind, found.where) for found in faults)
 
 
-@pytest.mark.parametrize('function', OBJECT_FAULTS, ids=_kind)
-def test_one_kind_of_faulty_objects(many_shapes, load, tmp_path, function):
-    content = _read(many_shapes / 'coco')
-    expected = _spoil_objects(content, [function], 50, np.random.default_rng(1))
-    path = tmp_path / 'spoilt.json'
-    path.write_text(json.dumps(content))
-    cfg = load('mask_rcnn', many_shapes / 'coco')
-    cfg.train_dataloader.dataset.ann_file = str(path)
-    assert _names(_found(cfg, quick=True)) == expected
-
-
 def test_a_thousand_faults_of_all_kinds(many_shapes, load, tmp_path):
     shutil.copytree(many_shapes, tmp_path, dirs_exist_ok=True)
     coco, ade, fixed = (tmp_path / name for name in ('coco', 'ade', 'fixed'))
@@ -308,7 +305,7 @@ def test_a_thousand_faults_of_all_kinds(many_shapes, load, tmp_path):
     # What --fix writes has no fault left, and the original is as it was.
     before = (coco / 'annotations/instances_train2017.json').read_bytes()
     for spoilt, name in ((cfg, 'instances_train2017.json'), (segmentation, 'train.txt')):
-        (result,) = verify(spoilt, ['train'], fix=fixed)[0]
+        (result,) = _audit(spoilt, fix=fixed)
         assert result.fixed == fixed / name
         spoilt.train_dataloader.dataset.ann_file = str(result.fixed)
         assert not _found(spoilt)
@@ -327,10 +324,9 @@ def test_clean_data_has_no_faults(load, shapes, config):
 def test_photographs_with_crowds_have_no_faults(root, tiny_coco, config):
     path = root / f'configs/{config}_poolformer_s12.py'
     cfg = load_config(str(path), {'data_root': str(tiny_coco)})
-    results, unread = verify(cfg)
-    assert not unread
+    results = _audit(cfg, ('train', 'val', 'test'))
     assert [result.faults for result in results] == [[], []]
-    assert [result.places for result in results] == [
+    assert [result.source.places for result in results] == [
         ['train_dataloader.dataset'],
         ['val_dataloader.dataset', 'test_dataloader.dataset'],
     ]
@@ -433,10 +429,10 @@ def test_wrapped_data_sets_are_verified(coco, load):
         times=2,
         dataset=dict(type='ConcatDataset', datasets=[inner, other]),
     )
-    clean, faulty = verify(cfg, ['train'])[0]
+    clean, faulty = _audit(cfg)
     assert clean.faults == []
     assert [found.kind for found in faulty.faults] == ['invalid box']
-    assert faulty.places == ['train_dataloader.dataset.dataset.datasets.1']
+    assert faulty.source.places == ['train_dataloader.dataset.dataset.datasets.1']
 
 
 def test_a_turned_photograph(coco, load):
@@ -472,6 +468,15 @@ def test_other_image_formats_are_read(coco, load, suffix):
     assert (found.kind, found.where) == (
         'unreadable image', str(folder / content['images'][1]['file_name'])
     )  # fmt: skip
+
+
+def test_an_image_beyond_pillows_limit_is_read_otherwise(coco, load, monkeypatch):
+    monkeypatch.setattr('PIL.Image.MAX_IMAGE_PIXELS', 100)
+    assert _found(load('retinanet', coco)) == []
+    entry = _read(coco)['images'][3]
+    _cut(coco / 'train2017' / entry['file_name'], np.random.default_rng(3))
+    (found,) = _found(load('retinanet', coco))
+    assert (found.kind, found.where.rpartition('/')[2]) == ('unreadable image', entry['file_name'])
 
 
 def test_a_download_filled_up_with_zeros(coco, load):
@@ -587,7 +592,7 @@ def test_the_fix_keeps_what_can_be_kept(coco, load, tmp_path):
     content['categories'].append(dict(id=77, name='disc'))
     o[8]['category_id'] = 77
     _write(coco, content)
-    (result,) = verify(load('mask_rcnn', coco), ['train'], fix=tmp_path / 'fixed')[0]
+    (result,) = _audit(load('mask_rcnn', coco), fix=tmp_path / 'fixed')
     kept = {a['id']: a for a in json.loads(result.fixed.read_text())['annotations']}
     assert kept[o[0]['id']]['bbox'] == [0, 5, 20, 20]
     assert kept[o[0]['id']]['area'] <= 400
@@ -605,7 +610,7 @@ def test_the_fix_keeps_what_can_be_kept(coco, load, tmp_path):
     # Without masks the object of the broken one stays.
     cfg = load('retinanet', coco)
     cfg.train_dataloader.dataset.pipeline[1].with_mask = False
-    (result,) = verify(cfg, ['train'], fix=tmp_path / 'boxes')[0]
+    (result,) = _audit(cfg, fix=tmp_path / 'boxes')
     kept = {a['id']: a for a in json.loads(result.fixed.read_text())['annotations']}
     assert kept[o[6]['id']]['segmentation'] == []
 
@@ -613,11 +618,11 @@ def test_the_fix_keeps_what_can_be_kept(coco, load, tmp_path):
 def test_the_fix_never_replaces_a_file(coco, load, tmp_path):
     cfg = load('retinanet', coco)
     with pytest.raises(UserError, match=r'instances_train2017\.json is there already'):
-        verify(cfg, fix=coco / 'annotations')
+        _audit(cfg, fix=coco / 'annotations')
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='name a folder'):
-        verify(cfg, fix=tmp_path / 'file')
-    verify(cfg, fix=tmp_path / 'clean')
+        _audit(cfg, fix=tmp_path / 'file')
+    _audit(cfg, fix=tmp_path / 'clean')
     assert not (tmp_path / 'clean').exists()  # nothing to clean
 
 
