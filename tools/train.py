@@ -63,9 +63,7 @@ def train(args: argparse.Namespace) -> None:
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     check_run(cfg, ['train', 'val'], args.unsafe_load)
     if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
-        print(
-            f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts from the beginning'
-        )
+        print(f'warning: no checkpoint in {cfg.work_dir} to resume from; this is a new training')
     build_runner(cfg, args.unsafe_load).train()
 
 

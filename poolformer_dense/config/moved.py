@@ -1,4 +1,4 @@
-"""What earlier versions called things: their working directories hold configs with the old names."""
+"""Names of earlier versions, which the configs in their working directories still have."""
 
 from __future__ import annotations
 

@@ -205,7 +205,8 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
         if path != own and (found := _md5(path)) != archive.md5:
             raise UserError(
                 f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
-                'file. Download it again; if you packed it yourself, give --from the unpacked folder'
+                'file. Download it again; if you packed it yourself, give --from the folder of '
+                'its contents'
             )
     print(f'{archive.name}: unpacking {path} to {root / archive.folder}')
     unpack(path, archive.top, root, archive.into)
