@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,11 @@ class MetaFormerBlock(nn.Module):
         drop_path: Probability that a sample skips a branch, in [0, 1).
 
     Attributes:
-        path: As in `backbones.ops.use`.
+        backend: As in `backbones.ops.use_backend`.
         recompute_mlp: Compute the MLP's hidden activations again in backward.
     """
 
-    path = 'auto'
+    backend = 'auto'
     recompute_mlp = False
 
     def __init__(
@@ -123,18 +124,21 @@ class MetaFormerBlock(nn.Module):
         self.fuses_mlp = plain and mlp is not None and mlp.fusable
 
     def forward(self, x: Tensor) -> Tensor:
-        mixing, mlp = self.paths(x.device.type)
+        mixing, mlp = self.backends(x.device.type)
         x = self._mixing(x) if mixing == 'reference' else self._fused_mixing(x)
         if self.mlp is not None:
             x = self._mlp(x) if mlp == 'reference' else self._fused_mlp(x)
         return x  # (B, C, H, W)
 
-    def paths(self, device_type: str) -> tuple[str, str]:
-        """Return which path of `backbones.ops` the two branches take on a type of device."""
-        path = ops.resolve(self.path, device_type)
+    def backends(self, device_type: str) -> tuple[str, str]:
+        """Return which backend of `backbones.ops` computes each branch on a type of device.
+
+        A branch that is no operator is computed by its modules, as by 'reference'.
+        """
+        backend = ops.resolve_backend(self.backend, device_type)
         return (
-            path if self.fuses_mixing else 'reference',
-            path if self.fuses_mlp else 'reference',
+            backend if self.fuses_mixing else 'reference',
+            backend if self.fuses_mlp else 'reference',
         )
 
     def _mixing(self, x: Tensor) -> Tensor:
@@ -153,22 +157,21 @@ class MetaFormerBlock(nn.Module):
         return shortcut + branch if self.residual else branch
 
     def _fused_mixing(self, x: Tensor) -> Tensor:
-        norm, scale = self.norm1, getattr(self.layer_scale1, 'scale', None)
+        norm, scale = cast(ModifiedLayerNorm, self.norm1), getattr(self.layer_scale1, 'scale', None)
         drop = self.drop_path.draw(x)
-        return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.path)
+        return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.backend)
 
     def _fused_mlp(self, x: Tensor) -> Tensor:
-        return ops.norm_mlp(
-            x,
-            self.norm2.weight,
-            self.norm2.bias,
-            self.mlp.fc1.weight,
-            self.mlp.fc1.bias,
-            self.mlp.fc2.weight,
-            self.mlp.fc2.bias,
-            getattr(self.layer_scale2, 'scale', None),
-            self.drop_path.draw(x),
-            self.norm2.eps,
-            self.recompute_mlp,
-            self.path,
+        norm, mlp = cast(ModifiedLayerNorm, self.norm2), cast(ChannelMLP, self.mlp)
+        inputs = ops.MLPInputs(
+            x=x,
+            weight=norm.weight,
+            bias=norm.bias,
+            w1=mlp.fc1.weight,
+            b1=mlp.fc1.bias,
+            w2=mlp.fc2.weight,
+            b2=mlp.fc2.bias,
+            scale=getattr(self.layer_scale2, 'scale', None),
+            drop=self.drop_path.draw(x),
         )
+        return ops.norm_mlp(inputs, norm.eps, self.recompute_mlp, self.backend)

@@ -4,7 +4,7 @@
 All do the same work with the same weights: four feature maps, each after an output norm, in which
 they agree (this is checked first); training adds the backward of fixed gradients of all four. timm
 and transformers have no output norms and get plain copies of ours. Every peer runs in both memory
-formats, and the faster one counts; 'ours' is the default model (on a GPU with ops='triton') on
+formats, and the faster one counts; 'ours' is the default model (on a GPU with backend='triton') on
 contiguous images, as a config builds it. Below float32 the weights stay in float32, under autocast.
 The matrix products alone, in the same dtype, are the floor: all convolutions and linear layers,
 without attention's own products. On a GPU a copy of the bytes that enter the blocks is another.

@@ -28,7 +28,7 @@ esac
 ! holds $other || die "$VENV holds the $other stack, whose files $STACK would overwrite: add" \
   "VENV=.venv-$STACK, or remove $VENV"
 
-stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/{native.cpp,library.py} |
+stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/backends/{native.cpp,library.py} |
   sha256sum | cut -c-12)
 finish_if_ready() {
   [[ -f $stamp && -x $VENV/bin/python ]] || return 0

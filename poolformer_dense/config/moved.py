@@ -20,7 +20,7 @@ TYPES: dict[str, str | None] = {
     'ExactResumeHook': None,
 }
 # Arguments of backbones: the old name, and today's.
-BACKBONE_ARGUMENTS: dict[str, str] = {}
+BACKBONE_ARGUMENTS: dict[str, str] = {'ops': 'backend'}
 
 
 def modernize(

@@ -50,15 +50,15 @@ class Analysis:
         name: The preset or config.
         size: Height and width of the image in pixels.
         stages: A cost for each stage, with the downsampling before and the output norm after it.
-        paths: Which path of `backbones.ops` the token mixing and the MLP of each stage take on the
-            device of the analysis.
+        backends: Which backend of `backbones.ops` computes the token mixing and the MLP of each
+            stage on the device of the analysis.
         model_parameters: Of the whole detector or segmentor; None for a preset.
     """
 
     name: str
     size: tuple[int, int]
     stages: tuple[Cost, ...]
-    paths: tuple[tuple[str, str], ...]
+    backends: tuple[tuple[str, str], ...]
     model_parameters: int | None
 
     @property
@@ -98,8 +98,8 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
         frozen = [p for p in parameters if not p.requires_grad]
         stages.append(Cost(_numel(parameters), _numel(frozen), macs[i], saved[i]))
     device = next(backbone.parameters()).device.type
-    paths = tuple(blocks[0].paths(device) for blocks in backbone.stages)
-    return Analysis(target, (height, width), tuple(stages), paths, model_parameters)
+    backends = tuple(blocks[0].backends(device) for blocks in backbone.stages)
+    return Analysis(target, (height, width), tuple(stages), backends, model_parameters)
 
 
 def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
@@ -113,7 +113,7 @@ def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
         size: Height and width of the image in pixels.
     """
     backbone = copy.deepcopy(backbone).eval()
-    backbone.set_ops('reference')
+    backbone.set_backend('reference')
     # torch's counter knows the products of attention but not the fused kernel for CPUs, nor our
     # operators, so both are spelled out.
     with (
@@ -169,10 +169,10 @@ def format_table(analysis: Analysis) -> str:
     """Return the analysis as a table to print."""
     rows = [('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')]
     named = [(str(i), cost) for i, cost in enumerate(analysis.stages, start=1)]
-    paths = [*analysis.paths, ('', '')]
-    for (name, cost), path in zip([*named, ('backbone', analysis.total)], paths, strict=True):
+    backends = [*analysis.backends, ('', '')]
+    for (name, cost), pair in zip([*named, ('backbone', analysis.total)], backends, strict=True):
         gmacs, mib = f'{cost.macs / 1e9:.3f}', f'{cost.saved_bytes / 2**20:.1f}'
-        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *path))
+        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *pair))
     if analysis.model_parameters is not None:
         rows.append(('whole model', f'{analysis.model_parameters:,}', '', '', ''))
     height, width = analysis.size

@@ -53,7 +53,7 @@ def compete(workload: Workload, against: Sequence[str], rounds: int) -> tuple[li
     Args:
         workload: What all do.
         against: Names of `peers.PEERS`, and 'compile' for what ``torch.compile`` makes of them and
-            of our reference path.
+            of our reference.
         rounds: How many times each is measured.
 
     Returns:
@@ -66,7 +66,7 @@ def compete(workload: Workload, against: Sequence[str], rounds: int) -> tuple[li
     if workload.preset not in PRESETS:
         raise UserError(f'unknown preset {workload.preset}; choose from {", ".join(PRESETS)}')
     torch.manual_seed(0)
-    reference = draw_weights(MetaFormer(workload.preset, ops='reference')).to(workload.device)
+    reference = draw_weights(MetaFormer(workload.preset, backend='reference')).to(workload.device)
     image = torch.randn(workload.batch, 3, *workload.size).to(workload.device)
     entries, missing = _entries(workload, reference, against)
 
@@ -138,7 +138,7 @@ def _ours(
     workload: Workload, reference: MetaFormer
 ) -> Iterator[tuple[str, Callable[[torch.dtype], nn.Module]]]:
     def build(**options: str) -> MetaFormer:
-        model = MetaFormer(workload.preset, ops=workload.ops, **options)
+        model = MetaFormer(workload.preset, backend=workload.backend, **options)
         model.load_state_dict(reference.state_dict())
         return model
 

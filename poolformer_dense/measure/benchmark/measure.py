@@ -74,8 +74,8 @@ class Workload:
         return torch.device(self.device).type == 'cuda'
 
     @property
-    def ops(self) -> str:
-        """The path of ours: on a GPU the kernels must be asked for."""
+    def backend(self) -> str:
+        """Of our model: the kernels for a GPU are opt-in."""
         return 'triton' if self.on_cuda else 'auto'
 
     @property

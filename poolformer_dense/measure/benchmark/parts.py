@@ -22,7 +22,7 @@ class Shapes:
     """What goes into the parts of a network in one forward.
 
     Args:
-        reference: On the path 'reference', whose layers are called one by one.
+        reference: With backend='reference', whose layers are called one by one.
         image: (B, 3, H, W).
         workload: Whose autocast it runs under.
 
@@ -132,5 +132,5 @@ class BlockInputs:
         """Mix each by the operator `backbones.ops.pool_mix`."""
         for block, x, _ in self.work:
             norm, scale = block.norm1, getattr(block.layer_scale1, 'scale', None)
-            path = 'triton' if x.is_cuda else 'auto'
-            ops.pool_mix(x, norm.weight, norm.bias, scale, None, norm.eps, path)
+            backend = 'triton' if x.is_cuda else 'auto'
+            ops.pool_mix(x, norm.weight, norm.bias, scale, None, norm.eps, backend)

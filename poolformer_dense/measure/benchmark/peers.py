@@ -30,7 +30,7 @@ def build_peer(name: str, preset: str, reference: MetaFormer) -> nn.Module:
     Args:
         name: One of `PEERS`.
         preset: A name of `backbones.presets.PRESETS`.
-        reference: The preset on the path 'reference'; its weights are copied.
+        reference: The preset with backend='reference'; its weights are copied.
 
     Raises:
         PeerUnavailable: Its package is not installed, can't be imported, or lacks the preset.

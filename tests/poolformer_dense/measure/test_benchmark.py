@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_named(workload, message):
 
 
 def test_low_precision_is_autocast_over_float32_weights(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     seen = []
     model.stages[0][0].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
     task = Task(model, torch.randn(1, 3, *SIZE), 'contiguous', Workload(tiny, dtype='bfloat16'))
@@ -214,7 +214,7 @@ def test_bytes_kept_by_any_module():
 
 @pytest.mark.parametrize('preset', ['poolformer_s12', 'caformer_s18'])
 def test_the_products_are_those_of_the_network(preset):
-    model = MetaFormer(preset, ops='reference').eval()
+    model = MetaFormer(preset, backend='reference').eval()
     image = torch.randn(1, 3, 64, 64)
     workload = Workload(preset, 'infer', size=(64, 64), batch=1)
     products = MatrixProducts(Shapes(model, image, workload), 'channels_last', workload)
@@ -241,7 +241,7 @@ class Flops(TorchDispatchMode):
 
 
 def test_training_adds_two_products_to_each_but_for_the_image(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     workload = Workload(tiny, 'train', 'bfloat16', SIZE, batch=2)
     shapes = Shapes(model, torch.randn(2, 3, *SIZE), workload)
     products = MatrixProducts(shapes, 'contiguous', workload)
@@ -253,7 +253,7 @@ def test_training_adds_two_products_to_each_but_for_the_image(tiny):
 
 
 def test_block_inputs_are_those_of_the_network(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     workload = Workload(tiny, 'train', 'bfloat16', SIZE, batch=2)
     inputs = BlockInputs(Shapes(model, torch.randn(2, 3, *SIZE), workload), 'cpu')
     elements = [2 * 384 * 8, 2 * 96 * 16, 2 * 96 * 16, 2 * 24 * 24, 2 * 6 * 32]

@@ -10,26 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROUTES = {
-    dtype: hasattr(torch.ops.mkldnn, '_linear_pointwise')
+# What oneDNN multiplies here.
+ONEDNN = [
+    dtype
+    for dtype in (torch.float32, torch.bfloat16)
+    if hasattr(torch.ops.mkldnn, '_linear_pointwise')
     and torch.backends.mkldnn.is_available()
     and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    for dtype in (torch.float32, torch.bfloat16)
-}
+]
 
 
-def product(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return tokens (T, I) times the transpose of weight (O, I), any strides, plus bias: (T, O)."""
-    if _ROUTES.get(weight.dtype, False):
-        return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, 'none', [], '')
-    return F.linear(tokens, weight, bias)
+    if weight.dtype not in ONEDNN:
+        return F.linear(rows, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'none', [], '')
+    return out
 
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add to total (I, O) the transpose of left (T, I) times right (T, O).
 
-    It is fastest where I is the smaller. In lower precision than the total's the product is
-    rounded before it is added.
+    The caller makes I the smaller of the two, which is faster. If the factors have a lower
+    precision than the total, the product is rounded before it is added.
     """
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right)

@@ -12,118 +12,68 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import (
-    channels_last,
-    empty,
-    empty_map,
-    launch,
-    normal_cdf,
-    per_channel,
-    per_sample,
-    place,
-    tile,
-    tiling,
-    tokens,
-)
+from ...maps import Statistics, empty_map, tokens
+from ...norm_mlp import MLPGradients, MLPInputs
+from .common import launch, normal_cdf, per_channel, per_sample, place, tile, tiling
 from .fused_mlp import add_mlp_branch, fits
-from .norm import norm_backward, normalize, statistics
+from .norm import moments, norm_backward, normalize
 
 
 def norm_mlp_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    scale: Tensor | None,
-    drop: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.norm_mlp`, the statistics (B,) and, if kept, the hidden tokens (T, E).
-
-    The arguments are those of `cpu.norm_mlp_forward`.
-    """
+    inputs: MLPInputs, eps: float, dtype: torch.dtype, keep: bool
+) -> tuple[Tensor, Statistics, Tensor]:
+    """As `Kernels` says; the hidden tokens are those before the activation."""
+    x = inputs.x
     batch, dim, height, width = x.shape
-    mean, rstd = statistics(x, eps)
+    statistics = moments(x, eps)
     out = empty_map(x)
     if fits(dim, dtype):
-        tokens_kept = batch * height * width if keep else 0
-        hidden = empty((tokens_kept, len(w1)), dtype, x.device)
-        add_mlp_branch(
-            x, mean, rstd, weight, bias, _matrix(w1, dtype), b1, _matrix(w2, dtype), b2, scale,
-            drop, out, hidden if keep else None,
-        )  # fmt: skip
-        return out, mean, rstd, hidden
-    hidden = _first_product(x, mean, rstd, weight, bias, w1, b1, dtype)
-    active = empty(hidden.shape, dtype, x.device) if keep else hidden
+        rows = batch * height * width if keep else 0
+        hidden = x.new_empty((rows, len(inputs.w1)), dtype=dtype)
+        w1, w2 = _matrix(inputs.w1, dtype), _matrix(inputs.w2, dtype)
+        matrices = inputs._replace(w1=w1, w2=w2)
+        add_mlp_branch(matrices, statistics, out, hidden if keep else None)
+        return out, statistics, hidden
+    hidden = _first_product(inputs, statistics, dtype)
+    active = torch.empty_like(hidden) if keep else hidden
     _launch_over_tokens(_gelu, hidden, active)
-    branch = F.linear(active, _matrix(w2, dtype), _to(b2, dtype))
+    branch = F.linear(active, _matrix(inputs.w2, dtype), _to(inputs.b2, dtype))
     del active
     cut = tiling(batch, height * width, dim)
     launch(
-        _add_branch, cut.programs, x, branch, scale, drop, mean, out, height * width, dim,
-        **cut.constants,
+        _add_branch, cut.programs, x, branch, inputs.scale, inputs.drop, statistics.mean, out,
+        height * width, dim, **cut.constants,
     )  # fmt: skip
-    return out, mean, rstd, hidden if keep else hidden.new_empty(0, len(w1))
+    return out, statistics, hidden if keep else hidden.new_empty(0, len(inputs.w1))
 
 
 def norm_mlp_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    scale: Tensor | None,
-    drop: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    hidden: Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `cpu.norm_mlp_backward`; what is None has a gradient that nobody reads."""
-    grad = channels_last(grad)
-    scaled_w2 = w2 if scale is None else w2 * scale.view(-1, 1, 1, 1)
-    branch_grad, b2_grad = _branch_gradient(grad, drop, mean, dtype)
-    active_grad = branch_grad @ _matrix(scaled_w2, dtype)  # (T, E)
+    grad: Tensor, inputs: MLPInputs, statistics: Statistics, hidden: Tensor, dtype: torch.dtype
+) -> MLPGradients:
+    """As `Kernels` says; what is None has a gradient that nobody reads."""
+    x, mean = inputs.x, statistics.mean
+    branch_grad, b2_grad = _branch_gradient(grad, inputs.drop, mean, dtype)
+    active_grad = branch_grad @ _matrix(inputs.scaled_w2, dtype)  # (T, E)
     if len(hidden):
-        active = empty(hidden.shape, dtype, x.device)
+        active = torch.empty_like(hidden)
     else:
-        active = hidden = _first_product(x, mean, rstd, weight, bias, w1, b1, dtype)
+        active = hidden = _first_product(inputs, statistics, dtype)
     b1_grad = _gelu_backward(hidden, active_grad, active, mean)
     w2_grad = (branch_grad.t() @ active).to(mean.dtype)
     del active, hidden, branch_grad
     hidden_grad = active_grad
-    normed = tokens(normalize(x, mean, rstd, weight, bias, dtype))
-    w1_grad = (hidden_grad.t() @ normed).view_as(w1)
-    torch.mm(hidden_grad, _matrix(w1, dtype), out=normed)
+    normed = tokens(normalize(x, statistics, inputs.weight, inputs.bias, dtype))
+    w1_grad = (hidden_grad.t() @ normed).view_as(inputs.w1)
+    torch.mm(hidden_grad, _matrix(inputs.w1, dtype), out=normed)
     normed_grad = normed.view(*x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     del active_grad, hidden_grad
-    x_grad, weight_grad, bias_grad = norm_backward(
-        normed_grad, x, mean, rstd, weight, residual=grad
-    )
-    w2_grad = w2_grad.view_as(w2)
-    return x_grad, weight_grad, bias_grad, w1_grad, b1_grad, w2_grad, b2_grad
+    norm_grads = norm_backward(normed_grad, x, statistics, inputs.weight, residual=grad)
+    return MLPGradients(*norm_grads, w1_grad, b1_grad, w2_grad.view_as(inputs.w2), b2_grad)
 
 
-def _first_product(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w1: Tensor,
-    b1: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    normed = tokens(normalize(x, mean, rstd, weight, bias, dtype))
-    return F.linear(normed, _matrix(w1, dtype), _to(b1, dtype))
+def _first_product(inputs: MLPInputs, statistics: Statistics, dtype: torch.dtype) -> Tensor:
+    normed = tokens(normalize(inputs.x, statistics, inputs.weight, inputs.bias, dtype))
+    return F.linear(normed, _matrix(inputs.w1, dtype), _to(inputs.b1, dtype))
 
 
 def _branch_gradient(

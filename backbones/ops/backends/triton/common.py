@@ -43,7 +43,7 @@ class Tiling(NamedTuple):
     def partials(self, like: Tensor, kinds: int) -> Tensor:
         """A buffer (kinds, batch, strips, dim) for the sums of each program."""
         batch, _, dim = self.shape
-        return empty((kinds, batch, self.strips, dim), like.dtype, like.device)
+        return like.new_empty((kinds, batch, self.strips, dim))
 
 
 def tiling(batch: int, pixels: int, dim: int, elements: int = 4096, steps: int = 1) -> Tiling:
@@ -59,27 +59,6 @@ def channel_block(dim: int) -> int:
     """
     divisor = min(128, dim & -dim)
     return divisor if divisor >= 32 else min(128, triton.next_power_of_2(dim))
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate; tests fill it with NaN to see that kernels write what they should."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def empty_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Allocate a channels-last map like x."""
-    batch, dim, height, width = x.shape
-    return empty((batch, height, width, dim), dtype or x.dtype, x.device).permute(0, 3, 1, 2)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The map with channels next to each other; a copy only if they weren't."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def tokens(x: Tensor) -> Tensor:
-    """A channels-last map (B, C, H, W) as (B*H*W, C), without a copy."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def launch(kernel: object, programs: int, *arguments: object, **constants: object) -> None:

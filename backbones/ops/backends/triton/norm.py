@@ -7,17 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import (
-    channels_last,
-    empty,
-    empty_map,
-    launch,
-    per_channel,
-    per_sample,
-    place,
-    tile,
-    tiling,
-)
+from ...maps import Statistics, empty_map, wide
+from .common import launch, per_channel, per_sample, place, tile, tiling
 
 # Elements that a program holds in registers while it computes their mean, then their spread.
 MOMENTS = 8192
@@ -27,26 +18,25 @@ SPLITS = 256
 
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.modified_layer_norm`, with the statistics (B,) that backward needs."""
-    mean, rstd = statistics(x, eps)
-    return normalize(x, mean, rstd, weight, bias, x.dtype), mean, rstd
+) -> tuple[Tensor, Statistics]:
+    """As `Kernels` says."""
+    statistics = moments(x, eps)
+    return normalize(x, statistics, weight, bias, x.dtype), statistics
 
 
 def norm_backward(
     grad: Tensor,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Statistics,
     weight: Tensor,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; ``residual`` (B, C, H, W) is added to that of x."""
+    """As `Kernels` says; ``residual`` (B, C, H, W) is added to the gradient of x."""
     batch, dim, height, width = x.shape
-    grad, out, pixels = channels_last(grad), empty_map(x), height * width
+    mean, out, pixels = statistics.mean, empty_map(x), height * width
     cut = tiling(batch, pixels, dim, elements=2048, steps=8)
     partial = cut.partials(mean, kinds=2)
-    arguments = (grad, x, mean, rstd, pixels, dim)
+    arguments = (grad, x, *statistics, pixels, dim)
     launch(_gradient_sums, cut.programs, *arguments, partial, partial[0].numel(), **cut.constants)
     sums = partial.sum(2)  # (2, B, C): of grad, and of grad times the normalised x
     means = torch.mv(sums.flatten(0, 1), weight.to(mean.dtype)) / (dim * pixels)  # (2 * B,)
@@ -58,37 +48,31 @@ def norm_backward(
     return out, sums[1].sum(0), sums[0].sum(0)
 
 
-def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and ``1 / sqrt(variance + eps)`` of each sample, (B,), at least in float32.
+def moments(x: Tensor, eps: float) -> Statistics:
+    """The statistics of each sample.
 
     Each program takes the mean of its elements first and their spread about it next; Chan's
     formula (1979) merges them in float64. No large mean and no small variance loses digits.
     """
     batch, numel = x.shape[0], x[0].numel()
     splits = triton.cdiv(numel, MOMENTS)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    partial = empty((batch, splits, 2), torch.float64, x.device)
-    mean, rstd = (empty((batch,), wide, x.device) for _ in range(2))
+    partial = x.new_empty((batch, splits, 2), dtype=torch.float64)
+    mean, rstd = (x.new_empty(batch, dtype=wide(x.dtype)) for _ in range(2))
     launch(_moments, batch * splits, x, partial, mean, numel, splits, MOMENTS=MOMENTS)
     launch(
         _merge, batch, partial, mean, rstd, numel, splits, EPS=eps, MOMENTS=MOMENTS, SPLITS=SPLITS
     )
-    return mean, rstd
+    return Statistics(mean, rstd)
 
 
 def normalize(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
+    x: Tensor, statistics: Statistics, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The normalised map in another dtype; the mean is subtracted before rounding to it."""
     batch, dim, height, width = x.shape
     out, cut = empty_map(x, dtype), tiling(batch, height * width, dim)
     launch(
-        _normalize, cut.programs, x, mean, rstd, weight, bias, out, height * width, dim,
+        _normalize, cut.programs, x, *statistics, weight, bias, out, height * width, dim,
         **cut.constants,
     )  # fmt: skip
     return out

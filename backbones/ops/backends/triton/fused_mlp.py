@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...maps import Statistics
+from ...norm_mlp import MLPInputs
 from .common import Tiling, launch, normal_cdf, per_channel, per_sample, place, tile
 
 # Channels whose sums fit into registers.
@@ -24,33 +26,21 @@ def fits(dim: int, dtype: torch.dtype) -> bool:
 
 
 def add_mlp_branch(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    scale: Tensor | None,
-    drop: Tensor | None,
-    out: Tensor,
-    hidden: Tensor | None,
+    inputs: MLPInputs, statistics: Statistics, out: Tensor, hidden: Tensor | None
 ) -> None:
-    """Write `reference.norm_mlp` to ``out`` and the tokens before GELU, (T, E), to ``hidden``.
+    """Write the operator's map to ``out`` and the tokens before GELU, (T, E), to ``hidden``.
 
     The weights are matrices in the dtype of the products: w1 (E, C), w2 (C, E).
     """
+    x, *weights = inputs
     batch, dim, height, width = x.shape
     channels = max(16, triton.next_power_of_2(dim))
     # A warp group's matrix unit takes 64 rows. What fits into registers without spills, by ptxas.
     groups = 1 if channels <= 64 else 2
     cut = Tiling((batch, height * width, dim), 64 * groups, channels, STEPS=1)
     launch(
-        _branch, cut.programs, x, mean, rstd, weight, bias, w1, b1, w2, b2, scale, drop, out,
-        hidden, height * width, dim, len(w1), **cut.constants,
-        HIDDEN=32, num_warps=4 * groups, num_stages=2,
+        _branch, cut.programs, x, *statistics, *weights, out, hidden, height * width, dim,
+        len(inputs.w1), **cut.constants, HIDDEN=32, num_warps=4 * groups, num_stages=2,
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import channel_block, channels_last, empty, empty_map, launch, per_channel, per_sample
-from .norm import statistics
+from ...maps import Statistics, empty_map
+from .common import channel_block, launch, per_channel, per_sample
+from .norm import moments
 
 # Elements of a program in each row, and programs that fill a large GPU.
 ROW = 1024
@@ -22,30 +23,27 @@ PROGRAMS = 1024
 
 def pool_mix_forward(
     x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``x + k * (P(x) - x)`` with ``k = gain * drop / std``, and the statistics (B,).
-
-    P sees x minus its mean, which P maps to itself: a large mean costs no digits.
-    """
-    mean, rstd = statistics(x, eps)
+) -> tuple[Tensor, Statistics]:
+    """As `Kernels` says. P sees x minus its mean, so a large mean costs no digits."""
+    statistics = moments(x, eps)
     out = empty_map(x)
     programs, _, constants = _strips(x)
-    launch(_mix, programs, x, gain, drop, mean, rstd, out, *x.shape[1:], **constants)
-    return out, mean, rstd
+    launch(_mix, programs, x, gain, drop, *statistics, out, *x.shape[1:], **constants)
+    return out, statistics
 
 
 def pool_mix_backward(
-    grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, mean: Tensor, rstd: Tensor
+    grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and gain, from the adjoint stencil ``Q = P^T(grad) - grad``.
+    """As `Kernels` says.
 
-    The first pass reduces the gradient of k, ``sum Q * (x - mean)``, and the second computes Q
-    again. See `cpu.pool_mix_backward`.
+    The first pass reduces the gradient of k, the second computes the adjoint again.
     """
     batch, dim, *_ = x.shape
-    grad, out = channels_last(grad), empty_map(x)
+    mean, rstd = statistics
+    out = empty_map(x)
     programs, strips, constants = _strips(x)
-    partial = empty((batch, strips, dim), mean.dtype, x.device)
+    partial = mean.new_empty((batch, strips, dim))
     launch(_mixing_gradient, programs, grad, x, mean, partial, *x.shape[1:], **constants)
     per_map = rstd if drop is None else rstd * drop
     gain_grads = partial.sum(1) * per_map[:, None]  # (B, C)

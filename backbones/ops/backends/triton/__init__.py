@@ -1,4 +1,4 @@
-"""The operators on a GPU, in Triton: the functions of `cpu.py`, with the same arguments."""
+"""The operators on a GPU, in Triton."""
 
 from .mlp import norm_mlp_backward, norm_mlp_forward
 from .norm import norm_backward, norm_forward
