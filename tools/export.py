@@ -21,8 +21,17 @@ from poolformer_dense.cli import add_config, add_unsafe_load, make_parser, run_t
 from poolformer_dense.errors import UserError
 
 if TYPE_CHECKING:
-    from poolformer_dense.export.parity import Parity
+    from collections.abc import Iterator
 
+    import numpy as np
+
+    from poolformer_dense.export.parity import Parity
+    from poolformer_dense.predict.predictor import Predictor
+
+    Size = tuple[int, int] | None
+
+# Long and short sides of the drawn images that a dynamic export is compared on.
+DRAWN = ((128, 96), (101, 67), (224, 160), (517, 333), (1088, 800))
 # As the library has them, which takes seconds to import.
 FORMATS = ('onnx', 'torch-export')
 SMALLEST = 32
@@ -65,38 +74,56 @@ def print_parity(title: str, parity: Parity, unit: str) -> None:
     )
 
 
+def pictures(predictor: Predictor, paths: list[Path], size: Size) -> Iterator[np.ndarray]:
+    """Yield what the file is compared on: the given images, resized, or drawn ones."""
+    from poolformer_dense.export.exporter import resized
+    from poolformer_dense.measure.shapes import draw_scene
+    from poolformer_dense.predict.media import Unreadable, read_image
+
+    for path in paths:
+        try:
+            yield resized(predictor, read_image(path))
+        except Unreadable as error:
+            raise UserError(f'--parity {path}: {error}') from error
+    if not paths:
+        sides = DRAWN if size is None else ((max(size), min(size)),) * 3
+        for i, each in enumerate(sides):
+            yield draw_scene((5, i), *each).image
+
+
 def main() -> None:
     args = parse_args()
     if args.size and (args.dynamic or min(args.size) < SMALLEST):
         raise UserError(f'--size: at least {SMALLEST} {SMALLEST}, and not with --dynamic')
     from poolformer_dense.config.load import load_config
-    from poolformer_dense.export.files import SUFFIXES, Options, export, parity_images, usual_size
-    from poolformer_dense.export.parity import compare
+    from poolformer_dense.export.exporter import SUFFIXES, parity_batches, usual_size, write_export
+    from poolformer_dense.export.parity import measure_parity
     from poolformer_dense.export.program import round_weights
-    from poolformer_dense.predict.inference import build_inferencer, fold
     from poolformer_dense.predict.media import find_media
+    from poolformer_dense.predict.predictor import fold, load_predictor
 
     cfg = load_config(args.config, args.cfg_options)
     path = args.out or Path(cfg.work_dir, Path(args.config).stem + SUFFIXES[args.to])
     if path.suffix != SUFFIXES[args.to]:
         raise UserError(f'--out {path}: --to {args.to} writes a {SUFFIXES[args.to]} file')
-    images = find_media(args.parity)[0] if args.parity else []
-    inferencer = build_inferencer(cfg, args.checkpoint, 'cpu', unsafe_load=args.unsafe_load)
-    reference = copy.deepcopy(inferencer.model)
+    paths = find_media(args.parity)[0] if args.parity else []
+    predictor = load_predictor(cfg, args.checkpoint, 'cpu', unsafe_load=args.unsafe_load)
+    reference = copy.deepcopy(predictor.model)
     if args.fuse:
-        fold(inferencer.model)
-    size = None if args.dynamic else tuple(args.size or usual_size(inferencer))
+        fold(predictor.model)
+    size = None if args.dynamic else tuple(args.size or usual_size(predictor))
     bfloat16 = args.dtype == 'bfloat16'
-    graph, run = export(inferencer, Options(args.to, path, size, bfloat16, args.nms))
+    graph, run = write_export(predictor, path, size, bfloat16, args.nms)
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
-    unit = 'pixels' if graph.outputs[0] == 'labels' else 'detections'
+    unit = 'detections' if predictor.detects else 'pixels'
     if bfloat16:
-        batches = parity_images(inferencer, images, size)
-        effect = compare(graph, reference, run, batches)
+        batches = parity_batches(pictures(predictor, paths, size), size)
+        effect = measure_parity(graph, reference, run, batches)
         print_parity('with the float32 weights, to see what the rounding does', effect, unit)
-        reference = inferencer.model
+        reference = predictor.model
         round_weights(reference)
-    parity = compare(graph, reference, run, parity_images(inferencer, images, size))
+    batches = parity_batches(pictures(predictor, paths, size), size)
+    parity = measure_parity(graph, reference, run, batches)
     print_parity('with the model', parity, unit)
     if not parity.holds:
         print('the file does NOT compute what the model does')

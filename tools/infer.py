@@ -49,21 +49,21 @@ def main() -> None:
     if args.batch < 1:
         raise UserError(f'--batch {args.batch}: at least 1')
     from poolformer_dense.config.load import load_config
-    from poolformer_dense.predict.inference import build_inferencer
     from poolformer_dense.predict.media import find_media
-    from poolformer_dense.predict.predictions import infer_files
+    from poolformer_dense.predict.predictor import load_predictor
+    from poolformer_dense.predict.result_files import infer_files
 
     cfg = load_config(args.config, args.cfg_options)
     if args.score_thr is not None and cfg.default_scope != 'mmdet':
         raise UserError('--score-thr is for detection; label maps have no scores')
     out = args.out or Path(cfg.work_dir, 'predictions')
     paths, nothing = find_media(args.inputs, leave_out=out)
-    inferencer = build_inferencer(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
+    predictor = load_predictor(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
     for given, reason in nothing:
         print(f'skipped {given}: {reason}', file=sys.stderr)
     start = time.monotonic()
     done, unreadable = infer_files(
-        inferencer,
+        predictor,
         paths,
         out,
         0.3 if args.score_thr is None else args.score_thr,

@@ -29,7 +29,7 @@ def main() -> None:
     args = parse_args()
     from poolformer_dense.config.load import draw_predictions, dump_predictions, load_config
     from poolformer_dense.config.preflight import check_run
-    from poolformer_dense.runner.runner import build_runner
+    from poolformer_dense.runner import build_runner
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,28 +13,29 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import pycocotools.mask
-from mmengine.infer import BaseInferencer
+from mmengine.structures import BaseDataElement
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
 from ..files import replacing
-from .inference import draw, predict
 from .media import (
     Unreadable,
-    ahead,
     describe_video,
     distinct_names,
     is_video,
-    read_image,
+    read_ahead,
     read_video,
 )
+from .predictor import Predictor
+
+Entry = dict[str, Any]
 
 
 class Writer(Protocol):
     """What keeps the predictions of one kind of model."""
 
-    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
         """Keep one prediction: of a file, under a name of its own; of videos, of one frame."""
 
     def close(self) -> None:
@@ -57,12 +59,12 @@ class CocoWriter:
     folder: Path
     classes: Sequence[str]
     score_thr: float
-    found: list[tuple[dict, list[dict]]] = field(default_factory=list, init=False)
+    found: list[tuple[Entry, list[Entry]]] = field(default_factory=list, init=False)
 
-    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
         height, width = sample.ori_shape[:2]
         image = dict(file_name=file, width=width, height=height)
-        results = []
+        results: list[Entry] = []
         self.found.append((image if frame is None else image | dict(frame=frame), results))
         found = sample.pred_instances
         found = found[found.scores > self.score_thr].numpy()
@@ -104,7 +106,7 @@ class LabelWriter:
     folder: Path
     classes: Sequence[str]
 
-    def add(self, file: str, name: Path, frame: int | None, sample: Any) -> None:
+    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
         path = Path(f'{name}.png') if frame is None else name / f'{frame:06d}.png'
         labels = sample.pred_sem_seg.data[0].numpy()
         depth = np.uint8 if len(self.classes) <= 256 else np.uint16
@@ -115,7 +117,7 @@ class LabelWriter:
 
 
 def infer_files(
-    inferencer: BaseInferencer,
+    predictor: Predictor,
     paths: Sequence[Path],
     out: Path,
     score_thr: float = 0.3,
@@ -128,7 +130,7 @@ def infer_files(
     What was predicted when the run is interrupted is written too.
 
     Args:
-        inferencer: What `poolformer_dense.predict.inference.build_inferencer` returns.
+        predictor: The model.
         paths: Images and videos.
         out: The folder: ``pictures/``, and what the writers above say.
         score_thr: Detections with this score or less are neither drawn nor written.
@@ -139,55 +141,55 @@ def infer_files(
     Returns:
         How many images and frames have a result, and the files that can't be read.
     """
-    classes = inferencer.model.dataset_meta['classes']
-    detects = inferencer.cfg.default_scope == 'mmdet'
-    writer = CocoWriter(out, classes, score_thr) if detects else LabelWriter(out, classes)
+    writer: Writer = LabelWriter(out, predictor.classes)
+    if predictor.detects:
+        writer = CocoWriter(out, predictor.classes, score_thr)
     names = dict(zip(paths, distinct_names(paths), strict=True))
-    images = [path for path in paths if not is_video(path)]
     videos = [path for path in paths if is_video(path)]
-    done, unreadable = 0, []
-
-    def refuse(path: Path, error: Unreadable) -> None:
-        unreadable.append(path)
-        report(f'skipped {path}: {error}')
-
-    def keep(path: Path, frame: int | None, image: np.ndarray, sample: Any) -> np.ndarray | None:
-        nonlocal done
-        writer.add(str(path), names[path], frame, sample)
-        done += 1
-        return draw(inferencer, image, sample, score_thr) if pictures else None
-
+    images = [path for path in paths if path not in videos]
     frames = sum(max(describe_video(path)[0], 1) for path in videos)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    done = 0
+    unreadable: list[Path] = []
     with ExitStack() as stack:
         stack.callback(writer.close)
-        progress = stack.enter_context(_bar())
+        stack.enter_context(warnings.catch_warnings())
+        # A box, outline or label that touches the border is not worth a warning.
+        warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon|text) is out of bounds')
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         task = progress.add_task('predicting', total=len(images) + frames)
 
-        def readable() -> Iterator[tuple[Path, np.ndarray]]:
-            for path, image in ahead(_try_read, images, 2 * batch + 2):
+        def refuse(path: Path, error: Unreadable) -> None:
+            unreadable.append(path)
+            report(f'skipped {path}: {error}')
+            progress.advance(task)
+
+        def readable_images() -> Iterator[tuple[Path, np.ndarray]]:
+            for path, image in read_ahead(images, 2 * batch + 2):
                 if isinstance(image, Unreadable):
                     refuse(path, image)
-                    progress.advance(task)
                 else:
                     yield path, image
 
-        for path, image, sample in predict(inferencer, readable(), batch):
-            picture = keep(path, None, image, sample)
-            if picture is not None:
+        for path, image, sample in predictor.predict(readable_images(), batch):
+            writer.add(str(path), names[path], None, sample)
+            if pictures:
+                picture = predictor.draw(image, sample, score_thr)
                 write_image(_picture_path(out, names[path], path.suffix), picture)
+            done += 1
             progress.advance(task)
         for path in videos:
+            stream = enumerate(read_video(path))
             try:
                 with VideoWriter(out / 'pictures' / f'{names[path]}.mp4', path) as film:
-                    stream = enumerate(read_video(path))
-                    for frame, image, sample in predict(inferencer, stream, batch):
-                        picture = keep(path, frame, image, sample)
-                        if picture is not None:
-                            film.add(picture)
+                    for frame, image, sample in predictor.predict(stream, batch):
+                        writer.add(str(path), names[path], frame, sample)
+                        if pictures:
+                            film.add(predictor.draw(image, sample, score_thr))
+                        done += 1
                         progress.advance(task)
             except Unreadable as error:
                 refuse(path, error)
-                progress.advance(task)
     return done, unreadable
 
 
@@ -237,24 +239,7 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _try_read(path: Path) -> tuple[Path, np.ndarray | Unreadable]:
-    try:
-        return path, read_image(path)
-    except Unreadable as error:
-        return path, error
-
-
 def _picture_path(out: Path, name: Path, suffix: str) -> Path:
     # OpenCV writes gray into .pgm, and a name that keeps its suffix needs no second one.
     suffix = suffix.lower() if suffix.lower() in ('.jpg', '.jpeg', '.png') else '.png'
     return out / 'pictures' / f'{name}{"" if name.suffix.lower() == suffix else suffix}'
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -18,16 +19,16 @@ from backbones.checkpoints import CheckpointError
 from poolformer_dense.config.load import load_config
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
-from poolformer_dense.predict.inference import build_inferencer, check_device, predict
 from poolformer_dense.predict.media import (
     Unreadable,
-    ahead,
     distinct_names,
     find_media,
+    read_ahead,
     read_image,
     read_video,
 )
-from poolformer_dense.predict.predictions import CocoWriter, infer_files
+from poolformer_dense.predict.predictor import check_device, load_predictor
+from poolformer_dense.predict.result_files import CocoWriter, infer_files
 
 _TINY = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 48))
 
@@ -58,17 +59,24 @@ def _weights(cfg, path):
     return path
 
 
-@pytest.fixture(scope='module', params=['retinanet', 'mask_rcnn', 'fpn'])
-def inferencer(request, root, tmp_path_factory):
-    cfg = _config(root, request.param)
-    path = _weights(cfg, tmp_path_factory.mktemp('weights') / 'weights.pth')
-    return build_inferencer(cfg, str(path), 'cpu')
+@pytest.fixture(scope='module')
+def predictors(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights')
+    found = {}
+    for head in ('retinanet', 'mask_rcnn', 'fpn'):
+        cfg = _config(root, head)
+        found[head] = load_predictor(cfg, str(_weights(cfg, folder / f'{head}.pth')), 'cpu')
+    return found
+
+
+@pytest.fixture(params=['retinanet', 'mask_rcnn', 'fpn'])
+def predictor(request, predictors):
+    return predictors[request.param]
 
 
 @pytest.fixture
-def detector(root, tmp_path):
-    cfg = _config(root, 'retinanet')
-    return build_inferencer(cfg, str(_weights(cfg, tmp_path / 'weights.pth')), 'cpu')
+def detector(predictors):
+    return predictors['retinanet']
 
 
 def _write(path: Path, image: np.ndarray) -> Path:
@@ -98,11 +106,11 @@ def media(tmp_path):
     return folder
 
 
-def test_everything_readable_gets_results_and_the_broken_one_a_line(inferencer, media, tmp_path):
+def test_everything_readable_gets_results_and_the_broken_one_a_line(predictor, media, tmp_path):
     paths, nothing = find_media([str(media)])
     lines = []
     done, unreadable = infer_files(
-        inferencer, paths, tmp_path / 'out', 0.3, batch=4, report=lines.append
+        predictor, paths, tmp_path / 'out', 0.3, batch=4, report=lines.append
     )
     assert (done, nothing) == (12, [])
     assert unreadable == [media / 'broken.jpg']
@@ -116,10 +124,10 @@ def test_everything_readable_gets_results_and_the_broken_one_a_line(inferencer, 
         picture = cv2.imread(str(tmp_path / 'out/pictures' / name))
         assert picture.shape == cv2.imread(str(media / name)).shape
     assert len(list(read_video(tmp_path / 'out/pictures/clip.mp4'))) == 5
-    if inferencer.cfg.default_scope == 'mmseg':
+    if not predictor.detects:
         _check_labels(media, names, tmp_path / 'out')
     else:
-        _check_results(media, names, tmp_path / 'out', hasattr(inferencer.model, 'roi_head'))
+        _check_results(media, names, tmp_path / 'out', hasattr(predictor.model, 'roi_head'))
 
 
 def _check_labels(media, names, out):
@@ -154,12 +162,12 @@ def _check_results(media, names, out, masks):
             assert coco.annToMask(result).shape == (image['height'], image['width'])
 
 
-def test_results_do_not_depend_on_the_batch(inferencer):
+def test_results_do_not_depend_on_the_batch(predictor):
     images = [draw_scene((i,)).image for i in range(6)] + [np.full((1, 1, 3), 9, np.uint8)]
     images[3] = images[3][:70]
     results = {}
     for batch in (1, 4):
-        results[batch] = {k: s for k, _, s in predict(inferencer, enumerate(images), batch)}
+        results[batch] = {k: s for k, _, s in predictor.predict(enumerate(images), batch)}
         assert sorted(results[batch]) == list(range(7))
     for key, one in results[1].items():
         other = results[4][key]
@@ -181,7 +189,7 @@ def test_images_of_rare_sizes_do_not_pile_up(detector):
             read += 1
             yield key, image
 
-    results = predict(detector, given_images(), 2)
+    results = detector.predict(given_images(), 2)
     next(results)
     assert read == 8  # four batches wait at most
     assert len(list(results)) == 11
@@ -215,7 +223,7 @@ def test_only_detections_above_the_threshold_are_written(detector, media, tmp_pa
 def test_a_checkpoint_of_another_model_is_refused(root, tmp_path):
     path = _weights(_config(root, 'retinanet'), tmp_path / 'weights.pth')
     with pytest.raises(CheckpointError, match='does not fit EncoderDecoder'):
-        build_inferencer(_config(root, 'fpn'), str(path), 'cpu')
+        load_predictor(_config(root, 'fpn'), str(path), 'cpu')
 
 
 def test_code_in_a_checkpoint_is_not_run(root, tmp_path):
@@ -225,7 +233,7 @@ def test_code_in_a_checkpoint_is_not_run(root, tmp_path):
 
     torch.save(dict(state_dict=dict(weight=Code())), tmp_path / 'weights.pth')
     with pytest.raises(CheckpointError):
-        build_inferencer(_config(root, 'retinanet'), str(tmp_path / 'weights.pth'), 'cpu')
+        load_predictor(_config(root, 'retinanet'), str(tmp_path / 'weights.pth'), 'cpu')
     assert not (tmp_path / 'ran').exists()
 
 
@@ -235,13 +243,35 @@ def test_classes_come_from_the_checkpoint_and_must_fit(root, tmp_path):
     content = torch.load(path)
     content['meta'] = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
     torch.save(content, path)
-    meta = build_inferencer(cfg, str(path), 'cpu').model.dataset_meta
-    assert meta['classes'] == ['a', 'b', 'c']
-    assert meta['palette'][0] == (220, 20, 60)
+    predictor = load_predictor(cfg, str(path), 'cpu')
+    assert predictor.classes == ['a', 'b', 'c']
+    assert predictor.palette[0] == (220, 20, 60)
     content['meta']['dataset_meta']['classes'] = ('a', 'b')
     torch.save(content, path)
     with pytest.raises(UserError, match='the checkpoint has 2 classes'):
-        build_inferencer(cfg, str(path), 'cpu')
+        load_predictor(cfg, str(path), 'cpu')
+
+
+def test_threads_share_a_predictor(detector):
+    images = [draw_scene((i,)).image for i in range(4)]
+
+    def drawn(image):
+        [(_, _, sample)] = detector.predict([(None, image)])
+        return detector.draw(image, sample, 0.3)
+
+    alone = [drawn(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(drawn, images))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_pipeline_that_loads_no_images_is_refused(root, tmp_path):
+    cfg = _config(root, 'retinanet')
+    path = _weights(cfg, tmp_path / 'weights.pth')
+    del cfg.test_dataloader.dataset.pipeline[0]
+    with pytest.raises(UserError, match='pipeline has no LoadImageFromFile'):
+        load_predictor(cfg, str(path), 'cpu')
 
 
 @pytest.mark.parametrize('device', ['nonsense', 'cuda:99'])
@@ -297,17 +327,21 @@ def test_what_opencv_would_fill_with_gray_is_unreadable(media):
         next(read_video(media / 'empty.mp4'))
 
 
-def test_reading_ahead_keeps_order_and_few_results():
-    started = []
+def test_reading_ahead_keeps_order_and_few_images(media):
+    asked = []
 
-    def square(number):
-        started.append(number)
-        return number * number
+    def paths():
+        for name in ('a/0.jpg', 'broken.jpg', 'a/1.jpg', 'b/0.jpg', 'b/1.jpg', 'pixel.png'):
+            asked.append(media / name)
+            yield media / name
 
-    results = ahead(square, iter(range(50)), waiting=4)
-    assert next(results) == 0
-    assert len(started) <= 6
-    assert list(results) == [n * n for n in range(1, 50)]
+    images = read_ahead(paths(), waiting=2)
+    first, image = next(images)
+    assert (first, image.shape) == (media / 'a/0.jpg', read_image(media / 'a/0.jpg').shape)
+    assert len(asked) == 3
+    rest = list(images)
+    assert [path for path, _ in rest] == asked[1:]
+    assert isinstance(rest[0][1], Unreadable)
 
 
 def test_a_writer_numbers_images_by_name(tmp_path):
