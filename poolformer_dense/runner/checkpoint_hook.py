@@ -1,4 +1,4 @@
-"""When checkpoints are saved and deleted, such that neither a kill nor a full disk loses them."""
+"""When checkpoints are saved and deleted: a kill or a full disk loses none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..files import remove_unfinished, replacing, save_sealed
 from .ranks import SaveFailed, any_rank, write_on_main
 from .state import require_dense_runner
 
-# Of the message hub, so that a resumed run knows which files its checkpoint made superfluous.
+# In the message hub, so that a resumed run knows which files its checkpoint has replaced.
 _INTERMEDIATE = 'intermediate_ckpt'
 _OUTDATED = 'outdated_ckpts'
 
@@ -59,7 +59,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self._tried_at = time.monotonic()
         self._iteration = runner.iter if runner.resumed else None
-        # Object stores have no half-written objects; what goes there is mmengine's affair.
+        # Object stores have no half-written objects; mmengine writes there.
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
             self._clean_up(runner)
 
@@ -178,7 +178,7 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         for folder in {str(self.out_dir), runner.work_dir}:
             for name in remove_unfinished(folder):
-                runner.logger.warning(f'Removed {name}, which an interrupted save had left.')
+                runner.logger.warning(f'Removed {name}, left by an interrupted save.')
         outdated = info.get(_OUTDATED, [])
         if outdated:
             try:

@@ -86,7 +86,7 @@ class EmptyResultHook(Hook):
     def _explain(runner, metrics: dict[str, float] | None) -> None:
         if not metrics:
             runner.logger.warning(
-                'No AP: not one detection scored above test_cfg.score_thr. This is usual after a '
+                'No AP: no detection scored above test_cfg.score_thr. This is usual after a '
                 'very short training or from random weights; train longer or lower the threshold.'
             )
 
@@ -104,7 +104,7 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
 
 @HOOKS.register_module()
 class SteadyLoggerHook(LoggerHook):
-    """mmengine's LoggerHook; figures that can't be written are lost, and the run continues."""
+    """mmengine's LoggerHook; metrics that can't be written are lost, and the run continues."""
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -122,7 +122,7 @@ def _surviving(runner) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        runner.logger.error(f'The figures could not be written ({error}); training continues')
+        runner.logger.error(f'The metrics could not be written ({error}); training continues')
 
 
 @HOOKS.register_module()

@@ -44,7 +44,7 @@ def join_processes(launcher: str) -> None:
 
 
 def _adopt_slurm_variables() -> None:
-    """Tell torch.distributed what Slurm tells; the first node of the job is the master."""
+    """Set torch.distributed's variables from Slurm's; the first node of the job is the master."""
     os.environ['RANK'] = os.environ['SLURM_PROCID']
     os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
     os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from .quarantine import Quarantine, read
 from .random_state import seeded
 
-# Draws are counted anew in each epoch, from a multiple of this.
+# Draws are counted in each epoch from a multiple of this.
 EPOCH = 1 << 32
 # What a DataLoader is made of beside its data set and its batch sampler.
 _OPTIONS = (

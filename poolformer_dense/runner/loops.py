@@ -45,8 +45,8 @@ class ExactResume:
         runner.position.samples_per_step = size * get_world_size()
         if not isinstance(self._batches, KeyedBatches):
             runner.logger.warning(
-                'The training data loader is not an ordinary one: a resumed run will draw other '
-                'samples than an uninterrupted one.'
+                'The training data loader is not supported for exact resume: a resumed run will '
+                'draw other samples than an uninterrupted one.'
             )
 
     def seeds(self) -> dict[str, int]:
@@ -80,12 +80,12 @@ class ExactResume:
         return loader
 
     def _restore(self) -> None:
-        """Bring the run to where the checkpoint was saved, if it is resumed from one."""
+        """Restore the state of the checkpoint that is resumed from, if there is one."""
         if self.runner.restore_run_state():
             return
         self.runner.logger.warning(
-            'The checkpoint has no state of the run beside the weights (another program saved '
-            'it): the random states are new, and an epoch that had begun is repeated.'
+            'The checkpoint has no run state (another program saved it): random states are seeded '
+            'again, and an incomplete epoch is repeated.'
         )
         self.runner.position.move(*self._place_of_iteration())
 
@@ -131,7 +131,7 @@ class ExactEpochBasedTrainLoop(ExactResume, EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Go through one epoch, or through what is left of it."""
+        """Run one epoch, or the rest of it."""
         first = self.runner.position.batch
         with kept_random_state() if first else nullcontext():
             self.runner.call_hook('before_train_epoch')
@@ -182,7 +182,9 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
                 position.move(epoch, batch, validated=False)
                 yield data_batch
             if not batch:
-                raise UserError('train_dataloader: there is not one batch; are there data?')
+                raise UserError(
+                    'train_dataloader: it has no batches: is the data set empty or smaller than a batch?'
+                )
             epoch, batch = epoch + 1, 0
 
     def _place_of_iteration(self) -> tuple[int, int]:

@@ -68,20 +68,20 @@ class NumericalGuardHook(Hook):
 
     It guards the optimizer wrapper of a `DenseRunner`, which asks it after each backward pass.
 
-    The look is taken between the backward pass and the step, on every iteration. The processes
+    The check is between the backward pass and the step, on every iteration. The processes
     agree on it by reducing two numbers, and one read of them is the only synchronisation with a
     GPU. A skipped step leaves parameters, optimizer state, averaged weights (`GuardedEMAHook`) and
     buffers, such as BatchNorm's statistics, as they were before the iteration; only the schedules
     advance. Of accumulated batches the whole group is dropped, from the bad batch to the group's
     end.
 
-    With a gradient scaler (AMP), infinite gradients are the scaler's own business: it skips the
+    With a gradient scaler (AMP), infinite gradients are handled by the scaler: it skips the
     step and lowers the scale. They count only after ``scaler_limit`` in a row.
 
     Args:
-        limit: So many skipped steps in a row stop the run.
-        scaler_limit: So many steps in a row that the gradient scaler skipped stop the run. Its
-            scale has then fallen by 2 to this power.
+        limit: The number of skipped steps in a row that stops the run.
+        scaler_limit: The number of steps in a row, skipped by the gradient scaler, that stops the
+            run. Its scale has then fallen by 2 to this power.
 
     Raises:
         UserError: In training: a limit is reached, or there are several optimizers.

@@ -1,4 +1,4 @@
-"""Ending a run in good order when a cluster takes its machine back."""
+"""Preemption: save a checkpoint and end on SIGTERM or SIGUSR1."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOOKS = 5.0  # seconds
 
 
 class Preempted(SystemExit):
-    """The end of a run that was told to stop, with the exit code for it."""
+    """Raised to end a preempted run, with its exit code."""
 
 
 class _Watch:
@@ -90,7 +90,7 @@ def requested() -> signal.Signals | None:
 
 
 def _hold_signals() -> None:
-    # Until the child waits for them; one that came earlier would be lost.
+    # Blocked until the child waits for them: an earlier signal would be lost.
     watched = _watch.pid == os.getpid()
     _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if watched else None
 
@@ -101,8 +101,8 @@ def _release_signals() -> None:
 
 
 def _obey_parent_alone() -> None:
-    # Only a wait in a thread tells who sent a signal. Without it a worker would die with its
-    # group, because torch's handler ends it, and with it the step in hand.
+    # Only sigtimedwait reports the sender. torch's handler would end a worker that receives its
+    # group's signal, and with it the current step.
     if _masks.before_fork is not None:
         threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -112,12 +112,12 @@ def _wait_for_parent(parent: int) -> None:
         received = signal.sigtimedwait(SIGNALS, _LOOKS)
         if received is None:
             if os.getppid() != parent:
-                # Killed. A worker could wait for ever to hand it a batch, and keep its memory.
+                # Killed. A worker could wait forever to deliver a batch, and keep its memory.
                 os._exit(1)
         elif _watch.pid == os.getpid():
             _watch.note(received.si_signo)
         elif received.si_pid == parent and received.si_signo == signal.SIGTERM:
-            # As torch's workers do: of another code its handler says that a worker has died.
+            # As torch's workers do: for any other code its handler reports a dead worker.
             os._exit(0)
 
 
@@ -125,8 +125,8 @@ def _wait_for_parent(parent: int) -> None:
 class PreemptionHook(Hook):
     """Ends a training that got SIGTERM or SIGUSR1 on any rank: the step, a save, exit code 75.
 
-    All ranks end after the same iteration. In a validation they end after the batch in hand, and
-    the resumed run validates anew. Before the first iteration there is nothing to save.
+    All ranks end after the same iteration. In a validation they end after the current batch,
+    and the resumed run repeats the validation. Before the first iteration there is nothing to save.
 
     The exit code is 75, and 0 if the environment variable ``PREEMPTED_FILE`` is set: the launcher
     that set it finds that file and answers with 75. torchrun and srun take any other code of a
@@ -163,7 +163,7 @@ class PreemptionHook(Hook):
         if not self._training or batch_idx >= self._common_batches:
             return
         if any_rank(requested() is not None):
-            # The weights are those of the average while it is validated.
+            # During a validation the model holds the averaged weights: swap them back.
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)
@@ -172,7 +172,7 @@ class PreemptionHook(Hook):
     def _save_and_leave(self, runner: Runner, iteration: int) -> NoReturn:
         savers = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         saves = [hook.save_now(runner, iteration) for hook in savers]
-        outcome = 'a checkpoint is there' if any(saves) else 'NO checkpoint of it could be saved'
+        outcome = 'a checkpoint was saved' if any(saves) else 'NO checkpoint could be saved'
         self._leave(runner, f'after iteration {iteration}; {outcome}')
 
     def _leave(self, runner: Runner, when: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""An image that can't be read ends neither the run nor its repeatability."""
+"""Images that can't be read are replaced, reproducibly."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Quarantine:
                     torn = content and not content.endswith(b'\n')
                     file.write(b'\n' * bool(torn) + json.dumps(entry).encode() + b'\n')
         except OSError as failure:
-            warnings.warn(f'{self.path} can not be written: {failure}', stacklevel=2)
+            warnings.warn(f'{self.path} cannot be written: {failure}', stacklevel=2)
             return
         self._known.add(_identity(entry))
 
@@ -151,7 +151,7 @@ class DirtyDataHook(Hook):
     """Says which images could not be read in training, and stops the run if they are too many.
 
     Args:
-        limit: The share of the training images that may be on the list; one may always be.
+        limit: The largest fraction of the training images on the list; one image is always allowed.
         interval: The processes agree on the number every so many iterations.
 
     Raises:
@@ -206,8 +206,8 @@ class DirtyDataHook(Hook):
         for entry in self._entries:
             if _identity(entry) not in told:
                 runner.logger.warning(
-                    f'{entry["path"] or "sample " + str(entry["index"])} can not be read '
-                    f'({entry["error"]}); another image takes its place. It is listed in '
+                    f'{entry["path"] or "sample " + str(entry["index"])} cannot be read '
+                    f'({entry["error"]}); it is replaced by another image and listed in '
                     f'{self._quarantine.path}.'
                 )
 
@@ -221,7 +221,7 @@ class DirtyDataHook(Hook):
             f'{e["path"] or e["index"]}: {e["error"]}' for e in self._entries[:_SHOWN]
         )
         raise UserError(
-            f'{count.item():,} of {self._images:,} training images can not be read, more than the '
+            f'{count.item():,} of {self._images:,} training images cannot be read, more than the '
             f'limit of {self._allowed:,} ({self.limit:.3g} of them); the first: {first}. All are '
             f'in {self._quarantine.path}: fix them (one that has changed no longer counts; after '
             'a change of the pipeline delete the list) and resume with --resume, or raise the '
@@ -239,7 +239,7 @@ def _load(dataset: Any, key: int) -> Any:
 
 
 def _is_cut(path: str) -> bool:
-    """Whether a JPEG has no end marker, for instance since zeros fill it up."""
+    """Whether a JPEG has no end marker, for instance because it is padded with zeros."""
     try:
         with open(path, 'rb') as file:
             file.seek(-len(_END), os.SEEK_END)

@@ -37,7 +37,7 @@ def saved_checkpoints(folder: str | os.PathLike) -> list[Path]:
 
 
 def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint of a work directory that is as it was written.
+    """Find the newest checkpoint of a work directory that is intact.
 
     ``last_checkpoint`` adds the folder and the file that it names; what is newest, the
     checkpoints themselves say.
@@ -47,7 +47,7 @@ def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path |
         since: Leave out those saved before, in seconds since 1970.
 
     Returns:
-        The path, None if there is not one; and a line on each that was passed over.
+        The path, None if there is not one; and a line for each that was skipped.
 
     Raises:
         UserError: There are checkpoints, and none of them can be used.
@@ -60,7 +60,7 @@ def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path |
     if faulty and len(faulty) == len(found):
         raise UserError(
             f'no checkpoint in {folder} can be resumed from ({"; ".join(faulty)}); name another '
-            'with --resume PATH, or move these away to start again'
+            'with --resume PATH, or move these away to start from iteration 0'
         )
     return None, faulty
 
@@ -87,20 +87,20 @@ def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -
     since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
     answer = [_answer(folder, since) if is_main_process() else None]
     broadcast_object_list(answer)
-    path, passed_over, error = answer[0]
+    path, skipped, error = answer[0]
     if error and automatic:
         raise UserError(error)
-    for line in passed_over:
-        logger.warning(f'Not resumed from {line}')
+    for line in skipped:
+        logger.warning(f'Skipped checkpoint {line}')
     return path
 
 
 def _answer(folder: str, since: float) -> tuple[str | None, list[str], str | None]:
     try:
-        path, passed_over = newest_intact(folder, since)
+        path, skipped = newest_intact(folder, since)
     except UserError as error:
         return None, [], str(error)
-    return path and str(path), passed_over, None
+    return path and str(path), skipped, None
 
 
 def _pointed(folder: Path) -> Path | None:
@@ -121,7 +121,7 @@ def _examine(path: Path) -> _Found:
     except CheckpointError as error:
         return _Found(path, str(error.__cause__ or error))
     if not isinstance(checkpoint, dict) or not {'meta', 'optimizer'} <= set(checkpoint):
-        return _Found(path, 'it holds weights alone')
+        return _Found(path, 'it holds only weights')
     meta = checkpoint['meta']
     return _Found(path, None, meta.get('saved_at', path.stat().st_mtime), meta.get('iter', 0))
 

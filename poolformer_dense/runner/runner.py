@@ -144,8 +144,8 @@ class DenseRunner(Runner):
     def saving_together(self) -> Iterator[None]:
         """Within the block all ranks save: their states go into the checkpoint.
 
-        All ranks must enter it and call `save_checkpoint` in it; outside, that is the main rank's
-        affair, as in mmengine, and the file can't be resumed exactly.
+        All ranks must enter it and call `save_checkpoint` in it; outside, only the main rank saves,
+        as in mmengine, and the file can't be resumed exactly.
         """
         if self._run_state is not None:
             yield
@@ -276,7 +276,7 @@ class DenseRunner(Runner):
         checkpoint = read_checkpoint(filename, map_location, self.unsafe_load)
         if self._resume and not {'optimizer', 'message_hub'} <= set(checkpoint):
             raise CheckpointError(
-                'the checkpoint to resume from holds weights alone; to start from them, use '
+                'the checkpoint to resume from holds only weights; to start from them, use '
                 '--cfg-options load_from=PATH instead of --resume'
             )
         model = bare_model(self)
@@ -300,7 +300,11 @@ class DenseRunner(Runner):
         self.loaded_from = filename
         self.logger.info(
             f'Load checkpoint from {filename}: {len(fitted.tensors)} tensors'
-            + (f'; of another shape, so new: {", ".join(fitted.fresh)}' if fitted.fresh else '')
+            + (
+                f'; of another shape, initialised from scratch: {", ".join(fitted.fresh)}'
+                if fitted.fresh
+                else ''
+            )
         )
         return checkpoint
 
@@ -318,8 +322,8 @@ class DenseRunner(Runner):
         saved, now = len(state['random']['ranks']), get_world_size()
         if saved != now:
             self.logger.warning(
-                f'The checkpoint is of {saved} processes, this run has {now}: the random states '
-                'are new, so the run continues, but not exactly as it would have.'
+                f'The checkpoint was saved by {saved} processes, this run has {now}: random states '
+                'are seeded again, so it differs from an uninterrupted run.'
             )
         for name, part in self.resumable().items():
             if name in state:
@@ -342,8 +346,8 @@ class DenseRunner(Runner):
         """Wrap the model; without a GPU, for gloo and with BN in place of SyncBN."""
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
             self.logger.info(
-                'No GPU: the processes talk through gloo, and SyncBN is replaced by BN, whose '
-                'statistics are of one process alone.'
+                'No GPU: the processes use the gloo backend, and SyncBN is replaced by BN, whose '
+                'statistics are per process.'
             )
             model = revert_sync_batchnorm(model)
             model_wrapper_cfg = dict(
@@ -424,7 +428,7 @@ class DenseRunner(Runner):
         """Scale the learning rate linearly, by the batch that accumulation makes too."""
         if auto_scale_lr and auto_scale_lr.get('enable'):
             ratio = math.prod(batch_factors(self.cfg)) / auto_scale_lr['base_batch_size']
-            # Beside the optimizer's groups, the wrapper has the one whose rate the log shows.
+            # Besides the optimizer's groups, the wrapper has the one whose rate the log shows.
             for group in optim_wrapper.param_groups:
                 group['lr'] *= ratio
 

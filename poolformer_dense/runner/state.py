@@ -122,7 +122,7 @@ class AccumulatedGradients:
             parameters = dict(bare_model(self._runner).named_parameters())
             for name, gradient in own.items():
                 parameters[name].grad = gradient.to(parameters[name])
-            self._runner.logger.info('The gradients accumulated before the stop are restored.')
+            self._runner.logger.info('Restored the gradients accumulated before the stop.')
 
     def _wrappers(self) -> dict[str, OptimWrapper]:
         wrapper = self._runner.optim_wrapper
@@ -136,7 +136,7 @@ class AccumulatedGradients:
         names = all_gather_object([n for n, p in parameters.items() if p.grad is not None])
         gathered: list[dict[str, Tensor]] = [{} for _ in names]
         for name in dict.fromkeys(name for own in names for name in own):
-            # One at a time: all of a rank's together may not fit beside the model.
+            # One at a time: all of a rank's together may not fit in memory with the model.
             gradient = parameters[name].grad
             gradient = torch.zeros_like(parameters[name]) if gradient is None else gradient
             gradients = gather(gradient.detach().contiguous())

@@ -318,7 +318,7 @@ def test_mended_image_no_longer_counts(data: Path, quarantine: Quarantine) -> No
 
 def test_list_that_can_not_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
     dataset = FailingDataset(bad=[1], length=24)
-    with pytest.warns(UserWarning, match='can not be written'):
+    with pytest.warns(UserWarning, match='cannot be written'):
         assert read(dataset, 1, 0, Quarantine(tmp_path / 'no' / 'folder.jsonl'))
 
 
@@ -331,7 +331,7 @@ def _runner(folder: Path, bad: list[int], hook: dict | None = None, **options: A
 
 def _log(runner: Any) -> list[str]:
     lines = Path(runner.log_dir, f'{runner.timestamp}.log').read_text().splitlines()
-    return [line for line in lines if 'can not be read' in line]
+    return [line for line in lines if 'cannot be read' in line]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -340,7 +340,7 @@ def test_training_goes_on_without_the_images(runs: Path, workers: int) -> None:
     runner.train()
     assert runner.iter == 6
     (line,) = _log(runner)
-    assert '/nowhere/3.jpg can not be read (OSError: image 3 is broken at test_dirty' in line
+    assert '/nowhere/3.jpg cannot be read (OSError: image 3 is broken at test_dirty' in line
     entries = Quarantine(runs / 'quarantine.jsonl').entries()
     assert [entry['index'] for entry in entries] == [3]
 
@@ -362,7 +362,7 @@ def test_too_many_stop_the_run(runs: Path, workers: int) -> None:
         runner.train()
     message = str(error.value)
     assert '\n' not in message
-    assert ' of 12 training images can not be read, more than the limit of 1 ' in message
+    assert ' of 12 training images cannot be read, more than the limit of 1 ' in message
     assert message.count(' is broken at test_dirty_data.py:') >= 2
     assert str(runs / 'quarantine.jsonl') in message
 
@@ -413,7 +413,7 @@ def _rank(folder: Path, bad: list[int]) -> str:
 def test_ranks_stop_together(runs: Path) -> None:
     children = tiny.fork_ranks(2, runs / 'ranks', _rank, runs / 'run', [3, 4, 5, 6, 7])
     first, second = [child.result() for child in children]
-    assert 'of 24 training images can not be read' in first
+    assert 'of 24 training images cannot be read' in first
     assert first.partition(':')[0] == second.partition(':')[0]
     listed = [entry['index'] for entry in Quarantine(runs / 'run/quarantine.jsonl').entries()]
     assert len(listed) == len(set(listed))

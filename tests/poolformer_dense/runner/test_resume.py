@@ -88,7 +88,7 @@ class TestNewestIntact:
         old = save('epoch_1.pth', 1.0)
         path, passed_over = newest_intact(tmp_path)
         assert path == old
-        assert passed_over == [f'{tmp_path}/epoch_2.pth: it holds weights alone']
+        assert passed_over == [f'{tmp_path}/epoch_2.pth: it holds only weights']
 
     def test_files_of_mmengine_count_unless_damaged(self, tmp_path):
         def old(name: str, time: float) -> Path:
@@ -187,7 +187,7 @@ def test_a_run_falls_back_and_says_so(copy):
     _flip(copy / 'epoch_2.pth')
     start, said = _resumed(copy)
     assert start == 6
-    assert f'Not resumed from {copy}/epoch_2.pth: ' in said
+    assert f'Skipped checkpoint {copy}/epoch_2.pth: ' in said
 
 
 def test_a_run_without_an_intact_one_ends_with_a_remedy(copy):
