@@ -183,7 +183,8 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
                 yield data_batch
             if not batch:
                 raise UserError(
-                    'train_dataloader: it has no batches: is the data set empty or smaller than a batch?'
+                    'train_dataloader: it has no batches: is the data set empty, or smaller than '
+                    'a batch?'
                 )
             epoch, batch = epoch + 1, 0
 
