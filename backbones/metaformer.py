@@ -1,11 +1,14 @@
 """The MetaFormer skeleton: downsampling, stages, multi-scale outputs, freezing."""
 
+# torch declares that modules return Any.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +59,7 @@ class PositionEmbedding(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(1, dim, *resolution))
 
     def forward(self, x: Tensor) -> Tensor:
-        embedding = self.embedding
+        embedding: Tensor = self.embedding
         if x.shape[2:] != embedding.shape[2:]:
             embedding = F.interpolate(embedding, x.shape[2:], mode='bicubic')
         return x + embedding
@@ -98,6 +101,7 @@ class MetaFormer(BaseModule):
     """
 
     presets: Mapping[str, Arch] = PRESETS
+    is_init: bool  # mmengine's
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class MetaFormer(BaseModule):
             raise ValueError(
                 f'ops={ops!r}: the argument is now called backend; write backend={ops!r}'
             )
-        changes = dict(
+        changes: dict[str, Any] = dict(
             token_mixers=token_mixers,
             norm=norm,
             activation=activation,
@@ -177,7 +181,7 @@ class MetaFormer(BaseModule):
             x = downsample(x)
             if str(i) in self.position_embeddings:
                 x = self.position_embeddings[str(i)](x)
-            for block in blocks:
+            for block in blocks.children():
                 if self.with_cp and torch.is_grad_enabled():
                     # The reentrant variant loses gradients when its input needs none, as behind a
                     # frozen stem.
@@ -236,7 +240,8 @@ class MetaFormer(BaseModule):
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d) and dtype is not None:
                 conv.to(dtype)
-        return self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval()
+        return self
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
@@ -258,7 +263,7 @@ def build_block(arch: Arch, stage: int, drop_path: float) -> MetaFormerBlock:
     return MetaFormerBlock(
         dim=dim,
         norm=partial(_build, NORMS, arch.norm),
-        token_mixer=_build(TOKEN_MIXERS, arch.token_mixers[stage], dim),
+        token_mixer=_build(TOKEN_MIXERS, cast(PerStage, arch.token_mixers)[stage], dim),
         mlp=mlp,
         layer_scale_init=arch.layer_scale_init,
         res_scale_init=arch.res_scale_init[stage],

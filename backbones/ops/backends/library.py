@@ -97,8 +97,8 @@ class Loops:
             types[letter] = _Pointer(pointed, optional=False)
             types[letter.upper()] = _Pointer(pointed, optional=True)
         declared = [types[letter] for letter in SIGNATURES[name] + 'i']
-        address = ctypes.c_void_p.in_dll(self._library, f'{name}_{SUFFIXES[dtype]}').value
-        function = ctypes.CFUNCTYPE(None)(address)
+        pointer = ctypes.c_void_p.in_dll(self._library, f'{name}_{SUFFIXES[dtype]}')
+        function = ctypes.cast(pointer, ctypes.CFUNCTYPE(None))
         function.argtypes = declared
         return function
 
@@ -149,8 +149,8 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts = Path(folder) / 'native.o', Path(folder) / 'native.so'
         for command in (
-            [compiler, *COMPILE, *flags, SOURCE, '-o', parts[0]],
-            [compiler, '-shared', parts[0], '-o', parts[1]],
+            [compiler, *COMPILE, *flags, str(SOURCE), '-o', str(parts[0])],
+            [compiler, '-shared', str(parts[0]), '-o', str(parts[1])],
         ):
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True)

@@ -6,14 +6,17 @@ lines of memory and the sample's statistics are scalars to it. Sums over tiles g
 with a place for each program, not through atomics: the same input gives the same bits.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 
 class Tiling(NamedTuple):
@@ -27,13 +30,13 @@ class Tiling(NamedTuple):
     @property
     def strips(self) -> int:
         """Programs along the pixels of a sample."""
-        return triton.cdiv(self.shape[1], self.PIXELS * self.STEPS)
+        return int(triton.cdiv(self.shape[1], self.PIXELS * self.STEPS))
 
     @property
     def programs(self) -> int:
         """Programs in all."""
         batch, _, dim = self.shape
-        return batch * self.strips * triton.cdiv(dim, self.CHANNELS)
+        return batch * self.strips * int(triton.cdiv(dim, self.CHANNELS))
 
     @property
     def constants(self) -> dict[str, int]:
@@ -61,14 +64,14 @@ def channel_block(dim: int) -> int:
     return divisor if divisor >= 32 else min(128, triton.next_power_of_2(dim))
 
 
-def launch(kernel: object, programs: int, *arguments: object, **constants: object) -> None:
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Run a kernel on the device of its first argument."""
-    with torch.cuda.device_of(arguments[0]):
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         kernel[(programs,)](*arguments, **constants)
 
 
 @triton.jit
-def place(pixels, dim, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
+def place(pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr):
     """Where this program works: its sample, strip, first pixel and channels."""
     columns = tl.cdiv(dim, CHANNELS)
     strips = tl.cdiv(pixels, PIXELS * STEPS)
@@ -79,7 +82,7 @@ def place(pixels, dim, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.c
 
 
 @triton.jit
-def tile(sample, first, channels, pixels, dim, PIXELS: tl.constexpr):
+def tile(sample, first, channels, pixels, dim, PIXELS: constexpr):
     """Offsets from the start of the map, and which of them exist, (PIXELS, CHANNELS)."""
     rows = tl.arange(0, PIXELS)[:, None]
     # Only the start needs 64 bits.
@@ -90,7 +93,7 @@ def tile(sample, first, channels, pixels, dim, PIXELS: tl.constexpr):
 
 
 @triton.jit
-def per_channel(pointer, channels, dim, missing, wide: tl.constexpr):
+def per_channel(pointer, channels, dim, missing, wide: constexpr):
     """A (C,) vector, or where it is None its neutral value."""
     if pointer is None:
         return tl.full(channels.shape, missing, wide)
@@ -98,7 +101,7 @@ def per_channel(pointer, channels, dim, missing, wide: tl.constexpr):
 
 
 @triton.jit
-def per_sample(pointer, sample, wide: tl.constexpr):
+def per_sample(pointer, sample, wide: constexpr):
     """One number of a (B,) vector, or 1 where that is None."""
     if pointer is None:
         return tl.full((), 1, wide)

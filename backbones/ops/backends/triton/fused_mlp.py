@@ -5,12 +5,15 @@ the map; here they stay on the chip, but for the copy that backward may want. Wi
 the sums no longer fit into a program's registers, and the products take the time anyway.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 from ...maps import Statistics
 from ...norm_mlp import MLPInputs
@@ -46,27 +49,9 @@ def add_mlp_branch(
 
 @triton.jit
 def _branch(
-    x,
-    mean,
-    rstd,
-    weight,
-    bias,
-    w1,
-    b1,
-    w2,
-    b2,
-    scale,
-    drop,
-    out,
-    hidden,
-    pixels,
-    dim,
-    width,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
+    x, mean, rstd, weight, bias, w1, b1, w2, b2, scale, drop, out, hidden, pixels, dim, width,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr, HIDDEN: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     narrow = w1.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)

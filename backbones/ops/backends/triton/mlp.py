@@ -4,6 +4,8 @@ The matrix products are the vendor's; what is between them takes one pass each. 
 statistics and, if kept, the hidden tokens before the activation outlives forward.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 from ...maps import Statistics, empty_map, tokens
 from ...norm_mlp import MLPGradients, MLPInputs
@@ -36,7 +39,8 @@ def norm_mlp_forward(
         return out, statistics, hidden
     hidden = _first_product(inputs, statistics, dtype)
     active = torch.empty_like(hidden) if keep else hidden
-    _launch_over_tokens(_gelu, hidden, active)
+    cut = tiling(1, *hidden.shape)
+    launch(_gelu, cut.programs, hidden, active, *hidden.shape, **cut.constants)
     branch = F.linear(active, _matrix(inputs.w2, dtype), _to(inputs.b2, dtype))
     del active
     cut = tiling(batch, height * width, dim)
@@ -95,18 +99,13 @@ def _gelu_backward(hidden: Tensor, grad: Tensor, active: Tensor, mean: Tensor) -
 
     Either tensor may be overwritten while read: every element by the program that read it.
     """
-    cut = tiling(1, *hidden.shape, elements=2048, steps=8)
+    cut = tiling(1, len(hidden), hidden.shape[1], elements=2048, steps=8)
     partial = cut.partials(mean, kinds=1)
     launch(
         _gelu_and_gradient, cut.programs, hidden, grad, active, partial, *hidden.shape,
         **cut.constants,
     )  # fmt: skip
     return partial.sum((0, 1, 2))
-
-
-def _launch_over_tokens(kernel: object, source: Tensor, target: Tensor) -> None:
-    cut = tiling(1, *source.shape)
-    launch(kernel, cut.programs, source, target, *source.shape, **cut.constants)
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,15 +124,7 @@ def _wide(x):
 
 
 @triton.jit
-def _gelu(
-    hidden,
-    out,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+def _gelu(hidden, out, pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr):
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
     h = _wide(tl.load(hidden + where, mask=mask, other=0))
@@ -142,16 +133,9 @@ def _gelu(
 
 @triton.jit
 def _gelu_and_gradient(
-    hidden,
-    grad,
-    active,
-    partial,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    hidden, grad, active, partial, pixels, dim,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+):  # fmt: skip
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     total = tl.zeros((PIXELS, CHANNELS), partial.dtype.element_ty)
     for step in range(STEPS):
@@ -168,15 +152,7 @@ def _gelu_and_gradient(
 
 @triton.jit
 def _drop_and_sum(
-    grad,
-    drop,
-    out,
-    partial,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
+    grad, drop, out, partial, pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr
 ):
     wide = partial.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -193,18 +169,9 @@ def _drop_and_sum(
 
 @triton.jit
 def _add_branch(
-    x,
-    branch,
-    scale,
-    drop,
-    mean,
-    out,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    x, branch, scale, drop, mean, out, pixels, dim,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     factor = per_channel(scale, channels, dim, 1, wide) * per_sample(drop, sample, wide)

@@ -1,11 +1,14 @@
 """The norm over (C, H, W) of each sample, with one group: statistics, forward, backward."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 from ...maps import Statistics, empty_map, wide
 from .common import launch, per_channel, per_sample, place, tile, tiling
@@ -79,7 +82,7 @@ def normalize(
 
 
 @triton.jit
-def _moments(x, partial, mean, numel, splits, MOMENTS: tl.constexpr):
+def _moments(x, partial, mean, numel, splits, MOMENTS: constexpr):
     wide = mean.dtype.element_ty
     program = tl.program_id(0)
     start = (program % splits).to(tl.int64) * MOMENTS
@@ -98,14 +101,7 @@ def _moments(x, partial, mean, numel, splits, MOMENTS: tl.constexpr):
 
 @triton.jit
 def _merge(
-    partial,
-    mean,
-    rstd,
-    numel,
-    splits,
-    EPS: tl.constexpr,
-    MOMENTS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    partial, mean, rstd, numel, splits, EPS: constexpr, MOMENTS: constexpr, SPLITS: constexpr
 ):
     sample = tl.program_id(0)
     partial += sample * splits * 2
@@ -130,25 +126,16 @@ def _merge(
 
 
 @triton.jit
-def _count(split, numel, MOMENTS: tl.constexpr):
+def _count(split, numel, MOMENTS: constexpr):
     left = numel - split.to(tl.int64) * MOMENTS
     return tl.maximum(tl.minimum(left, MOMENTS), 0).to(tl.float64)
 
 
 @triton.jit
 def _normalize(
-    x,
-    mean,
-    rstd,
-    weight,
-    bias,
-    out,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    x, mean, rstd, weight, bias, out, pixels, dim,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     gain = per_sample(rstd, sample, wide) * per_channel(weight, channels, dim, 1, wide)
@@ -160,18 +147,9 @@ def _normalize(
 
 @triton.jit
 def _gradient_sums(
-    grad,
-    x,
-    mean,
-    rstd,
-    pixels,
-    dim,
-    partial,
-    size,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    grad, x, mean, rstd, pixels, dim, partial, size,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     middle = per_sample(mean, sample, wide)
@@ -191,21 +169,9 @@ def _gradient_sums(
 
 @triton.jit
 def _input_gradient(
-    grad,
-    x,
-    mean,
-    rstd,
-    pixels,
-    dim,
-    weight,
-    means,
-    residual,
-    out,
-    batch,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    grad, x, mean, rstd, pixels, dim, weight, means, residual, out, batch,
+    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     slope = per_sample(rstd, sample, wide)

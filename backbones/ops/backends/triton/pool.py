@@ -5,12 +5,15 @@ and right neighbours; the sums of the last three rows stay in registers, so that
 once, but for the strip's rim, and the caches three times instead of nine.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 from ...maps import Statistics, empty_map
 from .common import channel_block, launch, per_channel, per_sample
@@ -62,7 +65,7 @@ def _strips(x: Tensor) -> tuple[int, int, dict[str, int]]:
     columns = max(1, min(ROW // channels, triton.next_power_of_2(width)))
 
     def strips() -> int:
-        return triton.cdiv(height, rows) * triton.cdiv(width, columns)
+        return int(triton.cdiv(height, rows) * triton.cdiv(width, columns))
 
     others = batch * triton.cdiv(dim, channels)
     while rows > 4 and others * strips() < PROGRAMS:
@@ -71,14 +74,7 @@ def _strips(x: Tensor) -> tuple[int, int, dict[str, int]]:
 
 
 @triton.jit
-def _place(
-    dim,
-    height,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+def _place(dim, height, width, ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr):
     """This program's sample, strip, first row, columns (COLUMNS, 1) and channels (1, CHANNELS)."""
     blocks = tl.cdiv(dim, CHANNELS)
     across = tl.cdiv(width, COLUMNS)
@@ -101,7 +97,7 @@ def _where(sample, row, columns, channels, dim, height, width):
 
 
 @triton.jit
-def _share(index, size, wide: tl.constexpr):
+def _share(index, size, wide: constexpr):
     """One over how many of index - 1, index and index + 1 exist."""
     return 1 / (1 + (index > 0).to(wide) + (index + 1 < size).to(wide))
 
@@ -119,7 +115,7 @@ def _row_sum(x, middle, sample, row, columns, channels, dim, height, width):
 
 
 @triton.jit
-def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide: tl.constexpr):
+def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide: constexpr):
     """The gradient, and what the pixel gets of this row's: its own, left and right shares."""
     where, mask = _where(sample, row, columns, channels, dim, height, width)
     has_left, has_right = mask & (columns > 0), mask & (columns + 1 < width)
@@ -132,19 +128,9 @@ def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide:
 
 @triton.jit
 def _mix(
-    x,
-    gain,
-    drop,
-    mean,
-    rstd,
-    out,
-    dim,
-    height,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    x, gain, drop, mean, rstd, out, dim, height, width,
+    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
     middle = per_sample(mean, sample, wide)
@@ -166,17 +152,9 @@ def _mix(
 
 @triton.jit
 def _mixing_gradient(
-    grad,
-    x,
-    mean,
-    partial,
-    dim,
-    height,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    grad, x, mean, partial, dim, height, width,
+    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
     middle = per_sample(mean, sample, wide)
@@ -199,21 +177,9 @@ def _mixing_gradient(
 
 @triton.jit
 def _input_gradient(
-    grad,
-    x,
-    gain,
-    drop,
-    mean,
-    rstd,
-    through_std,
-    out,
-    dim,
-    height,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    grad, x, gain, drop, mean, rstd, through_std, out, dim, height, width,
+    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
     middle = per_sample(mean, sample, wide)
