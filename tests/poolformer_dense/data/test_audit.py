@@ -73,148 +73,108 @@ def _found(cfg, splits=('train',), **options) -> list:
     return [found for result in _audit(cfg, splits, **options) for found in result.faults]
 
 
-# Each function spoils one annotation; its name is the kind. `rng` varies how.
-
-
 def _size(content, annotation):
     image = content['images'][annotation['image_id'] - 1]
     return image['width'], image['height']
 
 
-def annotation_entry(a, content, rng):
-    index = content['annotations'].index(a)
-    content['annotations'][index] = [None, 'object', 7][rng.integers(3)]
+def _counts(polygons, size):
+    return mask_utils.merge(mask_utils.frPyObjects(polygons, *size[::-1]))['counts'].decode()
 
 
-def annotation_id(a, content, rng):
-    a['id'] = [None, f'no {a["id"]}', a['id'] + 0.5, [a['id']]][rng.integers(4)]
+# Each function spoils one annotation, given the content of its file.
 
 
-def duplicate_annotation_id(a, content, rng):
-    content['annotations'].append(dict(a, area=a['area'] + 1))
+def _setting(key, *values):
+    return [lambda a, _, value=value: a.update({key: value}) for value in values]
 
 
-def unknown_image_id(a, content, rng):
-    a['image_id'] = [10**6, -1, None, [1], float('nan')][rng.integers(5)]
+def _changing(key, *functions):
+    """The functions are given the value and the size of the image."""
+    return [lambda a, c, new=new: a.update({key: new(a[key], _size(c, a))}) for new in functions]
 
 
-def unknown_category_id(a, content, rng):
-    a['category_id'] = [0, 99, None, '1', float('inf')][rng.integers(5)]
+def _replacing(*values):
+    def put(annotation, content, value):
+        content['annotations'][content['annotations'].index(annotation)] = value
+
+    return [lambda a, c, value=value: put(a, c, value) for value in values]
 
 
-def nan_or_infinite(a, content, rng):
-    value = [float('nan'), float('inf'), float('-inf')][rng.integers(3)]
-    if rng.integers(2):
-        a['area'] = value
-    else:
-        a['bbox'][rng.integers(4)] = value
+NAN, INF = float('nan'), float('inf')
+OBJECT_FAULTS = {
+    'annotation entry': _replacing(None, 'object', 7),
+    'annotation id': _setting('id', None, 'one', 1.5, [1]),
+    'duplicate annotation id': [
+        lambda a, content: content['annotations'].append(dict(a, area=a['area'] + 1))
+    ],
+    'unknown image id': _setting('image_id', 10**6, -1, None, [1], NAN),
+    'unknown category id': _setting('category_id', 0, 99, None, '1', INF),
+    'NaN or infinite': [
+        *_setting('area', NAN, INF, -INF),
+        *_changing('bbox', lambda b, _: [NAN, *b[1:]], lambda b, _: [*b[:3], INF]),
+    ],
+    'invalid box': [
+        *_setting('bbox', None),
+        *_changing('bbox', lambda b, _: b[:3], lambda b, _: [b], lambda b, _: [*b[:3], str(b[3])]),
+        *_changing('bbox', lambda b, _: [*b[:3], -b[3]], lambda b, _: [*b[:2], -b[2], b[3]]),
+    ],
+    'box of no area': _changing('bbox', lambda b, _: [*b[:3], 0], lambda b, _: [*b[:2], 0, b[3]]),
+    'box outside image': _changing(
+        'bbox',
+        lambda b, _: [-1.5, *b[1:]],
+        lambda b, _: [b[0], -500, *b[2:]],
+        lambda b, size: [*b[:2], size[0] - b[0] + 11, b[3]],
+        lambda b, size: [*b[:3], size[1] - b[1] + 500],
+    ),
+    'invalid area': _setting('area', None, '12', [3], True),
+    'area not positive': _setting('area', 0, -1.5),
+    'iscrowd': _setting('iscrowd', '0', 2, None, -1, 'yes', [0]),
+    'no mask': _setting('segmentation', None, []),
+    'broken polygon': _changing(
+        'segmentation',
+        lambda m, _: [m[0][:-1]],
+        lambda m, _: [m[0][:4]],
+        lambda m, _: [['x', *m[0][1:]]],
+        lambda m, _: [[NAN, *m[0][1:]]],
+        lambda m, _: [[*m[0][:-1], INF]],
+        lambda m, _: [[m[0][:1], *m[0][1:]]],
+        lambda m, _: m[0],  # not a list of polygons
+        lambda m, _: [*m, []],
+    ),
+    'polygon outside image': _changing(
+        'segmentation', lambda m, _: [[-5.5, *m[0][1:]]], lambda m, _: [[*m[0][:-1], 1000]]
+    ),
+    'broken RLE': _changing(
+        'segmentation',
+        lambda m, size: dict(size=list(size), counts=_counts(m, size)),  # width and height swapped
+        lambda m, size: dict(size=[size[1], size[0] + 1], counts=_counts(m, size)),
+        lambda m, size: dict(size=list(size[::-1]), counts=_counts(m, size)[:3]),
+        lambda m, size: dict(size=list(size[::-1]), counts=_counts(m, size) + '~'),
+        lambda m, size: dict(size=list(size[::-1]), counts=''),
+        lambda m, size: dict(size=list(size[::-1]), counts=[10, size[0] * size[1] - 9]),
+        lambda m, size: dict(size=list(size[::-1]), counts=[-5, size[0] * size[1] + 5]),
+        lambda m, size: dict(size=list(size[::-1]), counts=['10', size[0] * size[1] - 10]),
+        lambda m, size: dict(size=list(size[::-1])),
+        lambda m, size: dict(counts=_counts(m, size)),
+    ),
+}
 
 
-def invalid_box(a, content, rng):
-    x, y, w, h = a['bbox']
-    a['bbox'] = [[x, y, w], [x, y, -w, h], [x, y, w, -h], [x, y, w, str(h)], None, [[x, y, w, h]]][
-        rng.integers(6)
-    ]
-
-
-def box_of_no_area(a, content, rng):
-    a['bbox'][2 + rng.integers(2)] = 0
-
-
-def box_outside_image(a, content, rng):
-    side = rng.integers(4)
-    width, height = _size(content, a)
-    x, y, w, h = a['bbox']
-    far = float(rng.uniform(1.5, 500))
-    a['bbox'] = [[-far, y, w, h], [x, -far, w, h], [x, y, width - x + far, h],
-                 [x, y, w, height - y + far]][side]  # fmt: skip
-
-
-def invalid_area(a, content, rng):
-    a['area'] = [None, '12', [3], True][rng.integers(4)]
-
-
-def area_not_positive(a, content, rng):
-    a['area'] = [0, -1.5][rng.integers(2)]
-
-
-def iscrowd(a, content, rng):
-    a['iscrowd'] = ['0', 2, None, -1, 'yes', [0]][rng.integers(6)]
-
-
-def no_mask(a, content, rng):
-    a['segmentation'] = [None, []][rng.integers(2)]
-
-
-def broken_polygon(a, content, rng):
-    polygon = a['segmentation'][0]
-    change = rng.integers(7)
-    if change == 0:
-        polygon.pop()
-    elif change == 1:
-        del polygon[4:]
-    elif change == 2:
-        polygon[3] = 'x'
-    elif change == 3:
-        polygon[rng.integers(len(polygon))] = [float('nan'), float('inf')][rng.integers(2)]
-    elif change == 4:
-        a['segmentation'] = polygon  # not a list of polygons
-    elif change == 5:
-        a['segmentation'].append([])
-    else:
-        polygon[0] = [polygon[0]]
-
-
-def polygon_outside_image(a, content, rng):
-    polygon = a['segmentation'][0]
-    polygon[rng.integers(len(polygon))] = [-5.5, 1000][rng.integers(2)]
-
-
-def broken_rle(a, content, rng):
-    width, height = _size(content, a)
-    rle = mask_utils.merge(mask_utils.frPyObjects(a['segmentation'], height, width))
-    counts = rle['counts'].decode()
-    runs = [10, 20, height * width - 30]
-    a['segmentation'] = [
-        dict(size=[width, height], counts=counts),
-        dict(size=[height, width + 1], counts=counts),
-        dict(size=[height, width], counts=counts[: len(counts) // 2]),
-        dict(size=[height, width], counts=counts + '~'),
-        dict(size=[height, width], counts=''),
-        dict(size=[height, width], counts=[*runs, 1]),
-        dict(size=[height, width], counts=[-5, 35, *runs[2:]]),
-        dict(size=[height, width], counts=['10', *runs[1:]]),
-        dict(size=[height, width]),
-        dict(counts=counts),
-    ][rng.integers(10)]
-
-
-OBJECT_FAULTS = [
-    annotation_entry, annotation_id, duplicate_annotation_id, unknown_image_id,
-    unknown_category_id, nan_or_infinite, invalid_box, box_of_no_area, box_outside_image,
-    invalid_area, area_not_positive, iscrowd, no_mask, broken_polygon, polygon_outside_image,
-    broken_rle,
-]  # fmt: skip
-
-
-def _kind(function) -> str:
-    special = {'nan_or_infinite': 'NaN or infinite', 'broken_rle': 'broken RLE'}
-    return special.get(function.__name__, function.__name__.replace('_', ' '))
-
-
-def _spoil_objects(content: dict, functions, count: int, rng) -> Counter:
-    """Spoil `count` annotations; return kinds and the names by which they must be reported."""
+def _spoil_objects(content: dict, count: int, rng) -> Counter:
+    """Spoil annotations; return the kinds and the names by which they must be reported."""
     expected = Counter()
     annotations = list(content['annotations'])
     for n, index in enumerate(rng.permutation(len(annotations))[:count].tolist()):
-        annotation, function = annotations[index], functions[n % len(functions)]
-        function(annotation, content, rng)
+        kind = list(OBJECT_FAULTS)[n % len(OBJECT_FAULTS)]
+        variants = OBJECT_FAULTS[kind]
+        variants[n // len(OBJECT_FAULTS) % len(variants)](annotations[index], content)
         entry = content['annotations'][index]
         own = entry.get('id') if isinstance(entry, dict) else None
         name = f'annotation {own}' if type(own) in (int, str) else f'annotation at index {index}'
         if isinstance(entry, dict) and type(entry['image_id']) in (int, str):
             name += f' (image {entry["image_id"]})'
-        expected[_kind(function), name] += 1
+        expected[kind, name] += 1
     return expected
 
 
@@ -289,7 +249,7 @@ def test_a_thousand_faults_of_all_kinds(many_shapes, load, tmp_path):
     coco, ade, fixed = (tmp_path / name for name in ('coco', 'ade', 'fixed'))
     rng = np.random.default_rng(0)
     content = _read(coco)
-    expected = _spoil_objects(content, OBJECT_FAULTS, 800, rng)
+    expected = _spoil_objects(content, 800, rng)
     expected += _spoil_images(content, coco, 100, rng)
     _write(coco, content)
     cfg = load('mask_rcnn', coco)
