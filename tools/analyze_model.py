@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import run_tool
-from poolformer_dense.measure.analysis import analyze, format_table
+from poolformer_dense.measure.analysis import analyze, format_analysis
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main() -> None:
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         analysis = analyze(args.target, args.size)
-    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_table(analysis))
+    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
 
 
 if __name__ == '__main__':

@@ -17,9 +17,9 @@ from rich.progress import track
 from poolformer_dense.cli import run_tool
 from poolformer_dense.measure.results_page import (
     PAGE,
-    format_page,
+    format_results,
     load_metafile,
-    measure,
+    measure_costs,
     write_metafile,
 )
 
@@ -39,9 +39,9 @@ def main() -> None:
     metafile = load_metafile(ROOT)
     if args.measure:
         for model in track(metafile['Models'], description='measuring'):
-            model['Metadata'] |= measure(ROOT / model['Config'])
+            model['Metadata'] |= measure_costs(ROOT / model['Config'])
         write_metafile(ROOT, metafile)
-    (ROOT / PAGE).write_text(format_page(ROOT, metafile))
+    (ROOT / PAGE).write_text(format_results(ROOT, metafile))
     print(f'{PAGE}: {len(metafile["Models"])} models')
 
 
