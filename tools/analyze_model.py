@@ -27,12 +27,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from poolformer_dense.measure.analysis import analyze, format_table
+    from poolformer_dense.measure.analysis import analyze, format_analysis
 
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         analysis = analyze(args.target, args.size)
-    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_table(analysis))
+    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
 
 
 if __name__ == '__main__':

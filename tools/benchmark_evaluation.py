@@ -30,17 +30,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmdet.utils import register_all_modules
     from rich.progress import track
 
     from poolformer_dense.measure.evaluation_time import (
         Content,
-        evaluate,
         generate_detections,
+        time_evaluator,
         write_ground_truth,
     )
 
-    register_all_modules()
     content = Content(images=args.images, detections=args.detections)
     seconds: dict[tuple[str, str], list[float]] = {}
     numbers: dict[tuple[str, str], dict[str, float]] = {}
@@ -48,11 +46,11 @@ def main() -> None:
         annotations = Path(folder, 'annotations.json')
         truth = write_ground_truth(annotations, content, args.seed)
         samples = generate_detections(truth, content, args.seed)
-        # In turn, so that what else the machine does falls on both alike.
+        # In turn, so that both suffer alike from what else the machine does.
         turns = [(m, e) for m in ('bbox', 'segm') for _ in range(args.repeat) for e in EVALUATORS]
         for turn in track(turns, 'evaluating'):
             metric, evaluator = turn
-            numbers[turn], taken = evaluate(evaluator, annotations, samples, metric)
+            numbers[turn], taken = time_evaluator(evaluator, annotations, samples, metric)
             seconds.setdefault(turn, []).append(taken)
     count = sum(len(sample['pred_instances']['scores']) for sample in samples)
     print(

@@ -18,7 +18,7 @@ from poolformer_dense.cli import make_parser, run_tool
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        '--measure', action='store_true', help='count anew what each model costs (minutes)'
+        '--measure', action='store_true', help='count again what each model costs (minutes)'
     )
     return parser.parse_args()
 
@@ -29,18 +29,18 @@ def main() -> None:
 
     from poolformer_dense.measure.results_page import (
         PAGE,
-        format_page,
+        format_results,
         load_metafile,
-        measure,
+        measure_costs,
         write_metafile,
     )
 
     metafile = load_metafile(ROOT)
     if args.measure:
         for model in track(metafile['Models'], description='measuring'):
-            model['Metadata'] |= measure(ROOT / model['Config'])
+            model['Metadata'] |= measure_costs(ROOT / model['Config'])
         write_metafile(ROOT, metafile)
-    (ROOT / PAGE).write_text(format_page(ROOT, metafile))
+    (ROOT / PAGE).write_text(format_results(ROOT, metafile))
     print(f'{PAGE}: {len(metafile["Models"])} models')
 
 

@@ -103,25 +103,36 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
 
 
 def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
-    """Count the multiply-accumulates of one image's forward, by stage.
-
-    Convolutions, linear layers, products of matrices and both products of attention count; norms,
-    activations, pooling and resizing do not.
+    """Count the multiply-accumulates of one image's forward by stage, as `counted_macs` does.
 
     Args:
         backbone: On any device, ``meta`` included; left as it is.
         size: Height and width of the image in pixels.
     """
     backbone = copy.deepcopy(backbone).eval()
-    backbone.set_backend('reference')
-    # torch's counter knows the products of attention but not the fused kernel for CPUs, nor our
-    # operators, so both are spelled out.
+    backbone.set_backend('reference')  # the counter does not know our operators
+    with counted_macs() as total:
+        return _growth_by_stage(backbone, size, total)
+
+
+@contextlib.contextmanager
+def counted_macs() -> Iterator[Callable[[], int]]:
+    """Count the multiply-accumulates of what is computed in this context, without gradients.
+
+    Convolutions, linear layers, products of matrices and both products of attention count; norms,
+    activations, pooling and resizing do not.
+
+    Yields:
+        A function that returns how many there were so far.
+    """
+    # torch's counter does not know the fused kernel of attention for CPUs, so its products are
+    # spelled out.
     with (
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):
-        return _growth_by_stage(backbone, size, lambda: counter.get_total_flops() // 2)
+        yield lambda: counter.get_total_flops() // 2
 
 
 def count_saved_bytes(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
@@ -165,18 +176,19 @@ def kept_for_backward(module: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: sum(s.nbytes() for s in kept.values())
 
 
-def format_table(analysis: Analysis) -> str:
+def format_analysis(analysis: Analysis) -> str:
     """Return the analysis as a table to print."""
-    rows = [('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')]
+    rows: list[tuple[str, ...]] = [
+        ('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')
+    ]
     named = [(str(i), cost) for i, cost in enumerate(analysis.stages, start=1)]
     backends = [*analysis.backends, ('', '')]
     for (name, cost), pair in zip([*named, ('backbone', analysis.total)], backends, strict=True):
         gmacs, mib = f'{cost.macs / 1e9:.3f}', f'{cost.saved_bytes / 2**20:.1f}'
         rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *pair))
     if analysis.model_parameters is not None:
-        rows.append(('whole model', f'{analysis.model_parameters:,}', '', '', ''))
-    height, width = analysis.size
-    lines = [f'{analysis.name}: one image of {height}x{width}']
+        rows.append(('whole model', f'{analysis.model_parameters:,}'))
+    lines = ['{}: one image of {}x{}'.format(analysis.name, *analysis.size)]
     for name, *cells in rows:
         lines.append(f'{name:<11}' + ''.join(f'{cell:>15}' for cell in cells).rstrip())
     return '\n'.join(lines)
@@ -211,8 +223,8 @@ def _stage(backbone: MetaFormer, index: int) -> list[nn.Module]:
 def _growth_by_stage(
     backbone: MetaFormer, size: Sequence[int], total: Callable[[], int]
 ) -> list[int]:
-    """Run the backbone on noise; return how much ``total`` grows in each stage."""
-    stem = backbone.downsamples[0].conv
+    """Run the backbone on noise, and return how much ``total`` grows in each stage."""
+    stem: Any = backbone.downsamples[0].conv
     image = torch.randn(1, stem.in_channels, *size, device=stem.weight.device)
     marks = []
     for downsample in backbone.downsamples:

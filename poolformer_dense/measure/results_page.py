@@ -12,12 +12,11 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from ..config.load import load_config
 from ..errors import UserError
+from .analysis import counted_macs
 
 METAFILE = 'configs/metafile.yml'
 PAGE = 'docs/results.md'
@@ -68,7 +67,7 @@ def write_metafile(root: Path, metafile: Mapping[str, Any]) -> None:
     path.write_text(''.join(comment) + text)
 
 
-def measure(config: Path) -> dict[str, int]:
+def measure_costs(config: Path) -> dict[str, int]:
     """Return a config's parameters and multiply-accumulates, counted as `INTRODUCTION` says.
 
     Nothing is computed: the model and its image are on the ``meta`` device.
@@ -84,14 +83,12 @@ def measure(config: Path) -> dict[str, int]:
     with torch.device('meta'):
         model = MODELS.build(cfg.model).eval()
         image = torch.empty(1, 3, *IMAGE[cfg.default_scope])
-    # torch's counter doesn't know the fused kernel of attention, so its products are spelled out
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counted_macs() as total:
         _forward(model, image)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {'Parameters': parameters, 'FLOPs': counter.get_total_flops() // 2}
+    return {'Parameters': sum(p.numel() for p in model.parameters()), 'FLOPs': total()}
 
 
-def format_page(root: Path, metafile: Mapping[str, Any]) -> str:
+def format_results(root: Path, metafile: Mapping[str, Any]) -> str:
     """Return the text of the page: a table for each collection of the metafile.
 
     Args:
@@ -104,7 +101,9 @@ def format_page(root: Path, metafile: Mapping[str, Any]) -> str:
     parts = [INTRODUCTION]
     for collection in metafile['Collections']:
         models = [m for m in metafile['Models'] if m['In Collection'] == collection['Name']]
-        rows = [('backbone', 'params (M)', 'GMACs', 'published', 'ours', 'command')]
+        rows: list[tuple[str, ...]] = [
+            ('backbone', 'params (M)', 'GMACs', 'published', 'ours', 'command')
+        ]
         rows.append(('---', '--:', '--:', '---', '---', '---'))
         rows += [_row(root, model) for model in models]
         lines = ('| ' + ' | '.join(row) + ' |' for row in rows)
@@ -153,7 +152,7 @@ def _published(results: list[Mapping[str, Any]]) -> str:
     return f'{", ".join(metrics)} ({"; ".join(sources)})' if metrics else 'none'
 
 
-def _forward(model: nn.Module, image: Tensor) -> None:
+def _forward(model: Any, image: Tensor) -> None:
     """Run an inference's layers; boxes are replaced by as many as the config lets through."""
     if not hasattr(model, 'roi_head'):
         model(image, mode='tensor')
@@ -164,9 +163,9 @@ def _forward(model: nn.Module, image: Tensor) -> None:
     _run_heads(roi.mask_head, roi.mask_roi_extractor, limits.rcnn.max_per_img)
 
 
-def _run_heads(heads: nn.Module, extractors: nn.Module, boxes: int) -> None:
+def _run_heads(heads: Any, extractors: Any, boxes: int) -> None:
     """Run one head, or those of a cascade, on as many regions as there are boxes."""
-    if not isinstance(heads, nn.ModuleList):
+    if not isinstance(heads, torch.nn.ModuleList):
         heads, extractors = [heads], [extractors]
     for head, extractor in zip(heads, extractors, strict=True):
         size = extractor.roi_layers[0].output_size

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from backbones import __version__
 
-from .measure import Row, Workload
+from .task import Row, Workload
 
 PACKAGES = ('onedl-mmpretrain', 'timm', 'transformers', 'triton')
 COLOURS = {'ours': 'tab:orange', 'peer': 'tab:blue', 'part': 'tab:gray'}
@@ -52,20 +52,21 @@ def table(workload: Workload, rows: Sequence[Row]) -> Table:
     """Return time and memory of every row; a star marks the better format of each name."""
     result = _table(str(workload), '', 'format')
     memory = 'MiB peak' if workload.on_cuda else 'MiB kept'
-    for column in ('ms', 'min-max', memory, 'differs'):
-        result.add_column(column, justify='right', no_wrap=True)
+    _add_numbers(result, 'ms', 'min-max', memory, 'differs')
     best = best_of(rows)
     for previous, row in zip([None, *rows], rows, strict=False):
         if previous and previous.kind != row.kind:
             result.add_section()
-        low, high = (milliseconds(f(row.seconds)) for f in (min, max))
+        last = '' if row.difference is None else f'{row.difference:.1e}'
+        if row.nbytes is not None:
+            last = f'{row.nbytes / row.median / 1e9:.0f} GB/s'
         result.add_row(
             row.name,
             row.memory_format + ('*' if row in best else ''),
             milliseconds(row.median),
-            f'{low}-{high}',
+            f'{milliseconds(min(row.seconds))}-{milliseconds(max(row.seconds))}',
             '' if row.memory is None else f'{row.memory / 2**20:.1f}',
-            _last_cell(row),
+            last,
         )
     return result
 
@@ -77,13 +78,7 @@ def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
         For each pair: ``speed``, how many times as fast ours is, by the medians; and ``memory``,
         ours over the other's, None where it does not apply.
     """
-    pairs = [
-        (row, other)
-        for row in rows
-        if row.kind == 'ours'
-        for other in best_of(rows)
-        if other.kind != 'ours'
-    ]
+    others = [other for other in best_of(rows) if other.kind != 'ours']
     return [
         {
             'ours': row.name,
@@ -92,22 +87,22 @@ def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
             'speed': other.median / row.median,
             'memory': row.memory / other.memory if row.memory and other.memory else None,
         }
-        for row, other in pairs
+        for row in rows
+        if row.kind == 'ours'
+        for other in others
     ]
 
 
 def ratio_table(rows: Sequence[Row]) -> Table:
     """Return `ratios` as a table, a column for each row of ours."""
+    ours = [row.name for row in rows if row.kind == 'ours']
     result = _table('how many times as fast ours is (its memory over theirs)', 'than')
+    _add_numbers(result, *ours)
     by_other: dict[str, list[str]] = {}
     for ratio in ratios(rows):
-        cell = f'{ratio["speed"]:.2f}x'
-        if ratio['memory'] is not None:
-            cell += f' ({ratio["memory"]:.2f})'
-        by_other.setdefault(f'{ratio["other"]}, {ratio["format"]}', []).append(cell)
-    for row in rows:
-        if row.kind == 'ours':
-            result.add_column(row.name, justify='right', no_wrap=True)
+        memory = '' if ratio['memory'] is None else f' ({ratio["memory"]:.2f})'
+        cells = by_other.setdefault(f'{ratio["other"]}, {ratio["format"]}', [])
+        cells.append(f'{ratio["speed"]:.2f}x{memory}')
     for other, cells in by_other.items():
         result.add_row(other, *cells)
     return result
@@ -116,17 +111,14 @@ def ratio_table(rows: Sequence[Row]) -> Table:
 def growth_table(runs: Sequence[tuple[Workload, Sequence[Row]]]) -> Table:
     """Return the time per pixel at each size, of the better format of each name."""
     result = _table('ns per pixel', '')
-    for workload, _ in runs:
-        height, width = workload.size
-        result.add_column(f'{height}x{width}', justify='right', no_wrap=True)
-    result.add_column('last / first', justify='right', no_wrap=True)
+    _add_numbers(result, *('{}x{}'.format(*workload.size) for workload, _ in runs), 'last / first')
     by_name: dict[str, list[float]] = {}
     for workload, rows in runs:
         for row in best_of(rows):
             by_name.setdefault(row.name, []).append(1e9 * row.median / workload.pixels)
     for name, values in by_name.items():
-        cells = [f'{value:.1f}' for value in values]
-        result.add_row(name, *cells, f'{values[-1] / values[0]:.2f}')
+        growth = f'{values[-1] / values[0]:.2f}'
+        result.add_row(name, *(f'{value:.1f}' for value in values), growth)
     return result
 
 
@@ -198,16 +190,15 @@ def _table(title: str, *columns: str) -> Table:
     return result
 
 
+def _add_numbers(table: Table, *columns: str) -> None:
+    for column in columns:
+        table.add_column(column, justify='right', no_wrap=True)
+
+
 def milliseconds(seconds: float) -> str:
     """Return milliseconds with three digits at least."""
     value = 1e3 * seconds
     return f'{value:.{max(0, 2 - math.floor(math.log10(value)))}f}'
-
-
-def _last_cell(row: Row) -> str:
-    if row.nbytes is not None:
-        return f'{row.nbytes / row.median / 1e9:.0f} GB/s'
-    return '' if row.difference is None else f'{row.difference:.1e}'
 
 
 def _cpu_name() -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,15 +14,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
-from poolformer_dense.errors import UserError
-from poolformer_dense.measure.analysis import kept_for_backward
+from ...errors import UserError
+from ..analysis import kept_for_backward
 
 TASKS = ('infer', 'train')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 # The largest difference from the reference in float32, over the largest element.
 TOLERANCE = {'float32': 1e-4, 'float16': 2e-2, 'bfloat16': 1.5e-1}
-# A turn repeats the task until it lasts this long, in seconds.
-TURN = 0.5
 
 
 def select_device(name: str | None = None) -> str:
@@ -116,7 +115,7 @@ class Row:
     name: str
     kind: str
     memory_format: str
-    seconds: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
     memory: int | None = None
     difference: float | None = None
     nbytes: int | None = None
@@ -173,11 +172,11 @@ class Task:
         workload: Workload,
         compiled: bool = False,
     ) -> None:
-        layout = FORMATS[memory_format]
-        self.model = model.to(workload.device, memory_format=layout)
+        layout: Any = {'memory_format': FORMATS[memory_format]}
+        self.model = model.to(workload.device, **layout)
         self.model.train(workload.training)  # some peers' train() returns None
         self.run = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.image = image.to(workload.device, memory_format=layout)
+        self.image = image.to(workload.device, **layout)
         self.workload = workload
         self.gradients: list[Tensor] = []
 
@@ -238,29 +237,30 @@ class Task:
 
 
 def time_in_turn(
-    tasks: Mapping[Hashable, Callable[[], object]], rounds: int
-) -> dict[Hashable, list[float]]:
+    tasks: Sequence[Callable[[], object]], rounds: int, turn: float = 0.5
+) -> list[tuple[float, ...]]:
     """Time tasks in turn, A B A B, so that what else the machine does falls on all alike.
 
     Each turn begins with a call that does not count: a training or a service does the same again
     and again, and does not find the caches and the allocator as another model left them.
 
     Args:
-        tasks: What to call, by any key.
+        tasks: What to call.
         rounds: How many turns each has, after one to warm up.
+        turn: A turn repeats the task until it lasts this long, in seconds.
 
     Returns:
-        Seconds of one call in each round, by the same keys. Work on a GPU is waited for.
+        For each task, seconds of one call in each round. Work on a GPU is waited for.
     """
-    repeats = {}
-    for key, task in track(tasks.items(), 'warm-up', console=Console(stderr=True)):
+    console = Console(stderr=True)
+    repeats = []
+    for task in track(tasks, 'warm-up', console=console):
         task()
-        repeats[key] = max(1, math.ceil(TURN / _time(task, 1)))
-    seconds: dict[Hashable, list[float]] = {key: [] for key in tasks}
-    turns = [key for _ in range(rounds) for key in tasks]
-    for key in track(turns, f'{rounds} rounds', console=Console(stderr=True)):
-        tasks[key]()
-        seconds[key].append(_time(tasks[key], repeats[key]))
+        repeats.append(max(1, math.ceil(turn / _time(task, 1))))
+    seconds: list[tuple[float, ...]] = [()] * len(tasks)
+    for place in track([*range(len(tasks))] * rounds, f'{rounds} rounds', console=console):
+        tasks[place]()
+        seconds[place] += (_time(tasks[place], repeats[place]),)
     return seconds
 
 
