@@ -98,7 +98,7 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
         frozen = [p for p in parameters if not p.requires_grad]
         stages.append(Cost(_numel(parameters), _numel(frozen), macs[i], saved[i]))
     device = next(backbone.parameters()).device.type
-    backends = tuple(blocks[0].backends(device) for blocks in backbone.stages)
+    backends = tuple(next(iter(s.children())).backends(device) for s in backbone.stages)
     return Analysis(target, (height, width), tuple(stages), backends, model_parameters)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from ..errors import UserError
 from ..files import replacing
 from .media import (
+    Image,
     Unreadable,
     describe_video,
     distinct_names,
@@ -30,16 +31,6 @@ from .media import (
 from .predictor import Predictor
 
 Entry = dict[str, Any]
-
-
-class Writer(Protocol):
-    """What keeps the predictions of one kind of model."""
-
-    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
-        """Keep one prediction: of a file, under a name of its own; of videos, of one frame."""
-
-    def close(self) -> None:
-        """Write what was kept."""
 
 
 @dataclass
@@ -62,6 +53,7 @@ class CocoWriter:
     found: list[tuple[Entry, list[Entry]]] = field(default_factory=list, init=False)
 
     def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+        """Keep the prediction of a file, or of one frame of it; `LabelWriter` needs its name."""
         height, width = sample.ori_shape[:2]
         image = dict(file_name=file, width=width, height=height)
         results: list[Entry] = []
@@ -81,6 +73,7 @@ class CocoWriter:
             results.append(result)
 
     def close(self) -> None:
+        """Write what was kept."""
         self.found.sort(key=lambda entry: (entry[0]['file_name'], entry[0].get('frame', 0)))
         numbered = list(enumerate(self.found, start=1))
         images = [dict(id=number, **image) for number, (image, _) in numbered]
@@ -107,12 +100,14 @@ class LabelWriter:
     classes: Sequence[str]
 
     def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+        """Write the label map of a file under a name of its own, or that of one frame of it."""
         path = Path(f'{name}.png') if frame is None else name / f'{frame:06d}.png'
         labels = sample.pred_sem_seg.data[0].numpy()
         depth = np.uint8 if len(self.classes) <= 256 else np.uint16
         write_image(self.folder / 'labels' / path, labels.astype(depth))
 
     def close(self) -> None:
+        """Write the classes."""
         write_whole(self.folder / 'classes.json', json.dumps(list(self.classes)).encode())
 
 
@@ -141,7 +136,7 @@ def infer_files(
     Returns:
         How many images and frames have a result, and the files that can't be read.
     """
-    writer: Writer = LabelWriter(out, predictor.classes)
+    writer: CocoWriter | LabelWriter = LabelWriter(out, predictor.classes)
     if predictor.detects:
         writer = CocoWriter(out, predictor.classes, score_thr)
     names = dict(zip(paths, distinct_names(paths), strict=True))
@@ -164,7 +159,7 @@ def infer_files(
             report(f'skipped {path}: {error}')
             progress.advance(task)
 
-        def readable_images() -> Iterator[tuple[Path, np.ndarray]]:
+        def readable_images() -> Iterator[tuple[Path, Image]]:
             for path, image in read_ahead(images, 2 * batch + 2):
                 if isinstance(image, Unreadable):
                     refuse(path, image)
@@ -213,11 +208,11 @@ class VideoWriter:
         if self.writer is not None:
             self.writer.release()
 
-    def add(self, picture: np.ndarray) -> None:
+    def add(self, picture: Image) -> None:
         """Append a picture, (H, W, 3), uint8, BGR."""
         if self.writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             size = picture.shape[1::-1]
             self.writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
             if not self.writer.isOpened():
@@ -225,7 +220,7 @@ class VideoWriter:
         self.writer.write(picture)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
+def write_image(path: Path, image: Image) -> None:
     """Write an image in the format of its suffix; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
