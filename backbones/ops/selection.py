@@ -126,7 +126,7 @@ def resolve_backend(backend: str, device_type: str) -> str:
         ValueError: The backend is 'cpu' or 'native' and the device is no CPU.
     """
     backend = _default if backend == 'auto' else backend
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    tracing = torch.jit.is_tracing()
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or tracing:
         return 'reference'
     if backend in ('cpu', 'native') and device_type != 'cpu':

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.registry import MODELS
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import MetaFormer
+from backbones.blocks import MetaFormerBlock
 from backbones.presets import PRESETS
 
 from ..config.load import load_config
@@ -98,7 +99,8 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
         frozen = [p for p in parameters if not p.requires_grad]
         stages.append(Cost(_numel(parameters), _numel(frozen), macs[i], saved[i]))
     device = next(backbone.parameters()).device.type
-    backends = tuple(next(iter(s.children())).backends(device) for s in backbone.stages)
+    first = [cast(MetaFormerBlock, next(stage.children())) for stage in backbone.stages]
+    backends = tuple(block.backends(device) for block in first)
     return Analysis(target, (height, width), tuple(stages), backends, model_parameters)
 
 

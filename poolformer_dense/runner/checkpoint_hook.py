@@ -43,6 +43,8 @@ class AtomicCheckpointHook(CheckpointHook):
         options: As for mmengine's hook.
     """
 
+    file_backend: Any
+
     def __init__(self, *arguments: Any, minutes: float = 30.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.args:
@@ -158,7 +160,8 @@ class AtomicCheckpointHook(CheckpointHook):
         except SaveFailed as error:
             runner.message_hub.runtime_info.clear()
             runner.message_hub.runtime_info.update(before)
-            vars(self).update(best)
+            for key, value in best.items():
+                setattr(self, key, value)
             runner.logger.error(f'{error}; training continues without it')
         finally:
             self.file_backend = backend

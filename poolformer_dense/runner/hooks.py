@@ -46,7 +46,7 @@ class BatchReportHook(Hook):
         parts = [f'{processes} {unit}{plural * (processes > 1)}']
         parts += [f'{images} image{"s" * (images > 1)}']
         parts += [f'{accumulated} accumulated'] if accumulated > 1 else []
-        rates = Counter()
+        rates: Counter[float] = Counter()
         for group in runner.optim_wrapper.optimizer.param_groups:
             rates[group.get('initial_lr', group['lr'])] += len(group['params'])
         listed = ', '.join(

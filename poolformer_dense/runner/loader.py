@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dataset import InfiniteSampler
@@ -145,6 +145,8 @@ class KeyedBatches(Sampler):
         self.seed = seed
         self._epoch: int | None = None
         self._first = 0
+        self._rank: int
+        self._ranks: int
         self._rank, self._ranks = rank or get_dist_info()
 
     def __getattr__(self, name: str) -> Any:
@@ -216,8 +218,9 @@ class KeyedBatches(Sampler):
 
     def _remembering_sizes(self) -> Any:
         dataset = getattr(self.inner, 'dataset', None)
-        known = isinstance(dataset, SeededDataset)
-        return dataset.remembering_sizes() if known else nullcontext()
+        if isinstance(dataset, SeededDataset):
+            return dataset.remembering_sizes()
+        return nullcontext()
 
 
 def indices_from(sampler: InfiniteSampler, taken: int) -> Iterator[int]:
@@ -261,7 +264,9 @@ def build_exact_dataloader(
         diff_rank_seed: As for mmengine.
         quarantine: For `SeededDataset`.
     """
-    if not isinstance(dataloader, DataLoader):
+    if isinstance(dataloader, DataLoader):
+        built = dataloader
+    else:
         dataset = dataloader['dataset']
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
@@ -269,20 +274,20 @@ def build_exact_dataloader(
                 dataset.full_init()
         if not isinstance(dataset, IterableDataset) and not getattr(dataset, 'seeded', False):
             dataset = SeededDataset(dataset, quarantine)
-        dataloader = runner.build_dataloader(
+        built = runner.build_dataloader(
             {**dataloader, 'dataset': dataset}, seed=seed, diff_rank_seed=diff_rank_seed
         )
-    dataset = dataloader.dataset
+    dataset = built.dataset
     if (
-        type(dataloader) is not DataLoader
-        or dataloader.batch_sampler is None
+        type(built) is not DataLoader
+        or built.batch_sampler is None
         or isinstance(dataset, IterableDataset)
     ):
-        return dataloader
+        return built
     if not getattr(dataset, 'seeded', False):
         dataset = SeededDataset(dataset, quarantine)
-    batches = KeyedBatches(dataloader.batch_sampler, seed or 0)
+    batches = KeyedBatches(cast(BatchSampler, built.batch_sampler), seed or 0)
     # With diff_rank_seed the run's seed is this rank's own.
     batches.seed = getattr(batches.inner, 'seed', batches.seed)
-    options = {name: getattr(dataloader, name) for name in _OPTIONS if hasattr(dataloader, name)}
+    options = {name: getattr(built, name) for name in _OPTIONS if hasattr(built, name)}
     return DataLoader(dataset=dataset, batch_sampler=batches, **options)

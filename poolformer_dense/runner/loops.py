@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import LOOPS
@@ -21,7 +21,7 @@ from .state import own_share
 from .workers import watched
 
 
-class ExactResume:
+class ExactResume(BaseLoop):
     """What both loops share; put it before mmengine's loop among the bases.
 
     Its state are the seeds of sampler and augmentation; ``runner.position`` is where it stands.
@@ -31,6 +31,8 @@ class ExactResume:
         dataloader: As for mmengine's loop.
         options: As for mmengine's loop.
     """
+
+    dataloader: DataLoader
 
     def __init__(
         self, runner: Runner, dataloader: DataLoader | Mapping[str, Any], **options: Any
@@ -67,7 +69,7 @@ class ExactResume:
         if seeds.get('sampler') != self.seeds().get('sampler'):
             self.dataloader = self._build(self.runner, seeds['sampler'])
             self._batches = self.dataloader.batch_sampler
-        self._batches.seed = seeds['data']
+        cast(KeyedBatches, self._batches).seed = seeds['data']
 
     def _build(self, runner: Runner, seed: int) -> DataLoader:
         """Build the loader, the data set at the first time alone."""

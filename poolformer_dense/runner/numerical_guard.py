@@ -23,7 +23,7 @@ from .state import bare_model, require_dense_runner
 _LISTED = 8
 
 
-class GuardedOptimWrapper:
+class GuardedOptimWrapper(OptimWrapper):
     """What makes an optimizer wrapper step only if a guard lets it; put it before its class.
 
     Attributes:

@@ -17,6 +17,7 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from ..errors import RankError, UserError
 from .random_state import seed_cpu
@@ -166,7 +167,7 @@ class DirtyDataHook(Hook):
         self._size = 0
         self._entries: list[dict[str, Any]] = []
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         dataset = runner.train_loop.dataloader.dataset
         self._quarantine: Quarantine | None = getattr(dataset, 'quarantine', None)
         if self._quarantine is None:
@@ -182,37 +183,37 @@ class DirtyDataHook(Hook):
             with suppress(FileNotFoundError):
                 os.replace(path, f'{path}.old')
         barrier()
-        self._check(runner)
+        self._check(runner, self._quarantine)
 
     def after_train_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         if self._quarantine is not None:
-            self._look(runner)
+            self._look(runner, self._quarantine)
             if get_world_size() == 1 or self.every_n_train_iters(runner, self.interval):
-                self._check(runner)
+                self._check(runner, self._quarantine)
 
-    def _look(self, runner) -> None:
+    def _look(self, runner: Runner, quarantine: Quarantine) -> None:
         """Read the list if it has grown, and say what is new."""
         try:
-            size = os.stat(self._quarantine.path).st_size
+            size = os.stat(quarantine.path).st_size
         except FileNotFoundError:
             return
         if size == self._size:
             return
         self._size = size
         told = {_identity(entry) for entry in self._entries}
-        self._entries = self._quarantine.entries()
+        self._entries = quarantine.entries()
         for entry in self._entries:
             if _identity(entry) not in told:
                 runner.logger.warning(
                     f'{entry["path"] or "sample " + str(entry["index"])} cannot be read '
                     f'({entry["error"]}); it is replaced by another image and listed in '
-                    f'{self._quarantine.path}.'
+                    f'{quarantine.path}.'
                 )
 
-    def _check(self, runner) -> None:
-        self._look(runner)
+    def _check(self, runner: Runner, quarantine: Quarantine) -> None:
+        self._look(runner, quarantine)
         count = torch.tensor([len(self._entries)])
         all_reduce(count, 'max')
         if count.item() <= self._allowed:
@@ -223,7 +224,7 @@ class DirtyDataHook(Hook):
         raise UserError(
             f'{count.item():,} of {self._images:,} training images cannot be read, more than the '
             f'limit of {self._allowed:,} ({self.limit:.3g} of them); the first: {first}. All are '
-            f'in {self._quarantine.path}: fix them (one that has changed no longer counts; after '
+            f'in {quarantine.path}: fix them (one that has changed no longer counts; after '
             'a change of the pipeline delete the list) and resume with --resume, or raise the '
             'limit of DirtyDataHook'
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 def random_state() -> dict[str, Any]:
     """The states of this process's random generators, as tensors and plain data."""
     version, words, gauss = random.getstate()
-    _, keys, place, has_gauss, cached = np.random.get_state()
+    _, keys, place, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
     state = dict(
         python=dict(version=version, words=torch.tensor(words), gauss=gauss),
         numpy=dict(

@@ -85,9 +85,9 @@ def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -
     if not automatic and not restarted:
         return None
     since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
-    answer = [_answer(folder, since) if is_main_process() else None]
-    broadcast_object_list(answer)
-    path, skipped, error = answer[0]
+    answers = [_answer(folder, since) if is_main_process() else (None, [], None)]
+    broadcast_object_list(answers)
+    path, skipped, error = answers[0]
     if error and automatic:
         raise UserError(error)
     for line in skipped:
@@ -100,7 +100,7 @@ def _answer(folder: str, since: float) -> tuple[str | None, list[str], str | Non
         path, skipped = newest_intact(folder, since)
     except UserError as error:
         return None, [], str(error)
-    return path and str(path), skipped, None
+    return (str(path) if path else None), skipped, None
 
 
 def _pointed(folder: Path) -> Path | None:

@@ -98,6 +98,9 @@ class DenseRunner(Runner):
 
     unsafe_load: bool = False
     loaded_from: str | None = None
+    _resume: bool
+    _load_from: str | None
+    _has_loaded: bool
     # What `restore_run_state` will bring back; None if the run is not resumed.
     _to_restore: dict[str, Any] | None = None
     # Within `saving_together`, what all ranks contribute to a checkpoint.

@@ -158,7 +158,7 @@ class RankBuffers:
         own = {name: buffer.detach().cpu() for name, buffer in self._buffers().items()}
         total = hashlib.sha256()
         for buffer in own.values():
-            total.update(buffer.contiguous().view(-1).view(torch.uint8).numpy())
+            total.update(buffer.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         same = len(set(all_gather_object(total.hexdigest()))) == 1
         return dict(ranks=None if same else all_gather_object(own))
 

@@ -133,8 +133,9 @@ def _raise_if_dead(workers: list[BaseProcess], error: Exception) -> None:
     """Raise as torch does, if a worker has died or is about to."""
     connection.wait([worker.sentinel for worker in workers], timeout=1)
     for worker in workers:
-        if (worker.exitcode or 0) < 0:
-            name = signal.Signals(-worker.exitcode).name
+        code = worker.exitcode or 0
+        if code < 0:
+            name = signal.Signals(-code).name
             raise RuntimeError(
                 f'DataLoader worker (pid {worker.pid}) is killed by signal: {name}'
             ) from error

@@ -15,7 +15,7 @@ ONEDNN = [
     dtype
     for dtype in (torch.float32, torch.bfloat16)
     if hasattr(torch.ops.mkldnn, '_linear_pointwise')
-    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.mkldnn.is_available()
     and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 ]
 
