@@ -60,7 +60,7 @@ def detect_layout(keys: Iterable[str]) -> str:
     for name, layout in LAYOUTS.items():
         known = sum(_to_ours(key, layout, places) is not None for key in bare)
         scores[name] = (known, bool(layout.prefix) and layout.prefix == prefix)
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda name: scores[name])
     if not scores[best][0]:
         raise CheckpointError(
             f'{listed("tensors", list(bare), most=3)}, none named as in a MetaFormer of any known '
@@ -219,7 +219,7 @@ def _to_ours(key: str, layout: Layout, places: _Places) -> str | None:
 
 
 @cache
-def _pattern(template: str) -> re.Pattern:
+def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r'\{(\w+)\}', template)  # text, field, text, ...
     parts[0::2] = map(re.escape, parts[0::2])
     parts[1::2] = (f'(?P<{name}>{_FIELDS[name]})' for name in parts[1::2])

@@ -63,10 +63,11 @@ def load_weights(
     Raises:
         CheckpointError: The file can't be read or does not fit.
     """
-    if isinstance(checkpoint, (str, Path)):
-        source = checkpoint
-        checkpoint = read_checkpoint(checkpoint)
-    found = fit(checkpoint, model, new_heads, prefix, source)
+    if isinstance(checkpoint, Mapping):
+        read = checkpoint
+    else:
+        source, read = checkpoint, read_checkpoint(checkpoint)
+    found = fit(read, model, new_heads, prefix, source)
     model.load_state_dict(found.tensors, strict=False)
     print_log(
         f'loaded {len(found.tensors)} of {len(model.state_dict())} tensors of '

@@ -53,4 +53,4 @@ def _address(scheme: str, name: str, source: str) -> str:
         )
     if name not in known:
         raise CheckpointError(f'{source}: {scheme}:// has no {name}; give a path or a URL')
-    return known[name]
+    return str(known[name])

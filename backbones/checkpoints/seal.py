@@ -16,7 +16,7 @@ SEAL_SIZE = len(SEAL_PREFIX) + 64  # bytes
 # The last record of a zip: a signature, 16 bytes about the entries, the length of the comment.
 _END = struct.Struct('<4s16sH')
 _END_SIGNATURE = b'PK\x05\x06'
-_FIRST_SIGNATURE = b'PK\x03\x04'
+ZIP_SIGNATURE = b'PK\x03\x04'
 
 
 def seal_holds(path: str | Path) -> bool | None:
@@ -31,15 +31,21 @@ def seal_holds(path: str | Path) -> bool | None:
         OSError: The file can not be read.
     """
     with open(path, 'rb') as file:
-        first = file.read(len(_FIRST_SIGNATURE))
-        size = file.seek(0, os.SEEK_END)
-        length, comment = _read_end(file, size, SEAL_SIZE)
-        if length == SEAL_SIZE and comment.startswith(SEAL_PREFIX):
-            return _digest(file, size - SEAL_SIZE).encode() == comment[len(SEAL_PREFIX) :]
-        if _read_end(file, size, 0)[0] == 0:
-            return None
+        return check_seal(file)
+
+
+def check_seal(file: BinaryIO) -> bool | None:
+    """Say whether an open file is as it was written; see `seal_holds`."""
+    file.seek(0)
+    first = file.read(len(ZIP_SIGNATURE))
+    size = file.seek(0, os.SEEK_END)
+    length, comment = _read_end(file, size, SEAL_SIZE)
+    if length == SEAL_SIZE and comment.startswith(SEAL_PREFIX):
+        return _digest(file, size - SEAL_SIZE).encode() == comment[len(SEAL_PREFIX) :]
+    if _read_end(file, size, 0)[0] == 0:
+        return None
     # A text or a safetensors file has no seal to lose, the beginning of a zip has lost its end.
-    is_zip = first == _FIRST_SIGNATURE or _FIRST_SIGNATURE.startswith(first)
+    is_zip = first == ZIP_SIGNATURE or ZIP_SIGNATURE.startswith(first)
     return False if is_zip or length is not None else None
 
 

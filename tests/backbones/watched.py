@@ -67,6 +67,7 @@ def _warm_up(folder: Path) -> None:
             read_checkpoint(path)
         except CheckpointError:
             path.unlink()
+    b'a'.decode('cp437')  # as zipfile does with names
     path = folder / 'old.pth'
     torch.save({'a': torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     read_checkpoint(path)

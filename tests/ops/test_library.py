@@ -111,7 +111,6 @@ def _map(dtype=torch.float32):
         (dict(rstd=None), 'argument 6: .*got None'),
         (dict(more=1), 'takes 6 arguments, got 7'),
     ],
-    ids=str,
 )
 def test_a_wrong_call_of_a_loop_is_an_error(change, message):
     right = dict(x=_map(), samples=2, size=192, eps=1e-5, mean=torch.empty(2), rstd=torch.empty(2))
