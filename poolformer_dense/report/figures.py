@@ -68,8 +68,7 @@ def chart(
     x_label: str,
     y_label: str,
     *,
-    y_range: tuple[float, float] | None = None,
-    whole_x: bool = True,
+    shares: bool = False,
     table: Table | None = None,
 ) -> Chart:
     """Return a chart of the lines that have a point, and its table.
@@ -79,8 +78,7 @@ def chart(
         lines: The lines; those that are ``faint`` have no entry in the legend.
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
-        y_range: Ends of the vertical axis; by default those of the values.
-        whole_x: Whether horizontal places are whole numbers.
+        shares: Whether both axes show shares; else horizontal places are whole numbers.
         table: By default the figures at 20 places at most.
     """
     lines = [line for line in lines if len(line.x)]
@@ -108,10 +106,10 @@ def chart(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(True)
-        if whole_x:
+        if shares:
+            axes.set_ylim(0, 1.02)
+        else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        if y_range:
-            axes.set_ylim(*y_range)
         if len(named) > 1:
             axes.legend(
                 loc='lower left', bbox_to_anchor=(0, 1.01), frameon=False,
@@ -142,15 +140,12 @@ def _table(caption: str, x_label: str, lines: Sequence[Series]) -> Table:
 
 
 def heat_map(shares: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Draw a confusion matrix whose cells are opaque by their share.
+    """Draw a confusion matrix whose cells are opaque by their share, for a container that scrolls.
 
     Args:
         shares: Shares of their row from 0 to 1, (K, K).
         names: The K classes.
         title: What a screen reader says.
-
-    Returns:
-        An ``<svg>`` element of a fixed width, for a container that scrolls.
     """
     names = [name if len(name) <= 30 else f'{name[:29]}…' for name in names]
     size = 0.15 * len(names)  # inches: 14 pixels a cell, so that the names can be read

@@ -26,19 +26,9 @@ _SMALLEST, _LARGEST = 360, 720
 
 @dataclass
 class Picture:
-    """An image of the gallery.
+    """An image of the gallery: truth and prediction drawn in, as data URIs, and in words."""
 
-    Attributes:
-        kind: best, median or worst.
-        name: The image's file name.
-        score: Its score.
-        truth: Ground truth drawn in, as a data URI.
-        truth_text: The same in words.
-        prediction: The prediction drawn in, as a data URI.
-        prediction_text: The same in words.
-    """
-
-    kind: str
+    kind: str  # best, median or worst
     name: str
     score: float
     truth: str
@@ -48,11 +38,7 @@ class Picture:
 
 
 def draw_detections(validation: Mapping[str, Any], detections: Detections) -> Iterator[Picture]:
-    """Draw the images with the best, median and worst scores.
-
-    Args:
-        validation: What `describe_detection` returned.
-        detections: Boxes, or masks with their boxes.
+    """Draw the images with the best, median and worst scores, of what `keep_detections` told.
 
     Raises:
         FileNotFoundError: An image is not where it was.
@@ -83,11 +69,7 @@ def draw_detections(validation: Mapping[str, Any], detections: Detections) -> It
 
 
 def draw_label_maps(validation: Mapping[str, Any], folder: Path) -> Iterator[Picture]:
-    """Draw the images whose label maps were kept.
-
-    Args:
-        validation: What `describe_segmentation` returned.
-        folder: The folder of the label maps.
+    """Draw the images whose label maps `keep_label_maps` wrote into a folder.
 
     Raises:
         FileNotFoundError: An image or a label map is not where it was.

@@ -62,7 +62,8 @@ class ReportHook(Hook):
         if metric is None:
             return
         with self._harmless(runner, 'predictions are not kept for the report'):
-            dataset, folder = runner.val_dataloader.dataset, _folder(runner)
+            dataset = runner.val_dataloader.dataset
+            folder = Path(runner.work_dir, 'validation').absolute()
             # Each process takes part, also one whose records failed.
             records = collect_results(self._records, len(dataset), 'cpu')
             if records:  # the first process has all, the others none
@@ -95,10 +96,6 @@ class ReportHook(Hook):
         except Exception as error:  # whatever it is, hours of training are worth more
             self._failed = True
             runner.logger.warning(f'{consequence}: {type(error).__name__}: {error}')
-
-
-def _folder(runner: Runner) -> Path:
-    return Path(runner.work_dir, 'validation').absolute()
 
 
 def _ann_file(runner: Runner) -> str | None:

@@ -42,19 +42,12 @@ class Tiles(Part):
 
 @dataclass
 class Cell:
-    """A table's cell that is more than text.
-
-    Attributes:
-        text: What it says.
-        href: Where it leads, if anywhere.
-        share: From 0 to 1: how far it is coloured, if at all.
-        hint: What is shown on hovering over it.
-    """
+    """A table's cell that is more than text."""
 
     text: str
-    href: str = ''
-    share: float | None = None
-    hint: str = ''
+    href: str = ''  # where it leads, if anywhere
+    share: float | None = None  # from 0 to 1: how far it is coloured, if at all
+    hint: str = ''  # what is shown on hovering over it
 
 
 Row = Sequence[str | Cell]
@@ -62,21 +55,13 @@ Row = Sequence[str | Cell]
 
 @dataclass
 class Table(Part):
-    """A table whose first column names the rows.
-
-    Attributes:
-        caption: What it shows; no two of a page are alike.
-        header: Names of the columns.
-        rows: The cells.
-        folded: Whether it is shown on demand only.
-        matrix: Whether its cells are equally wide.
-    """
+    """A table whose first column names the rows; no two captions of a page are alike."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Row]
-    folded: bool = False
-    matrix: bool = False
+    folded: bool = False  # shown on demand only
+    matrix: bool = False  # its cells are equally wide
 
     @property
     def numeric(self) -> list[bool]:

@@ -180,13 +180,10 @@ def _curves(kind: str, scores: Detections) -> list[Part]:
         rows: list[Row] = [[c, *map(number, curves[::20, i])] for i, c in enumerate(scores.classes)]
         table = Table(f'{title} by class: figures', header, rows, folded=True)
 
-    def draw(title: str, lines: list[Series], table: Table | None = None) -> Chart:
-        ends = (0, 1.02)
-        return chart(title, lines, 'recall', 'precision', y_range=ends, whole_x=False, table=table)
-
+    axes: tuple[str, str] = 'recall', 'precision'
     return [
-        draw(f'{title}, mean of the classes', means),
-        draw(f'{title} by class at IoU 0.5', single, table),
+        chart(f'{title}, mean of the classes', means, *axes, shares=True),
+        chart(f'{title} by class at IoU 0.5', single, *axes, shares=True, table=table),
     ]
 
 

@@ -25,7 +25,7 @@ class Detections:
     At most 100 detections of an image count.
 
     Args:
-        validation: What `describe_detection` returned.
+        validation: What `keep_detections` returned.
         kind: bbox or segm.
 
     Attributes:

@@ -19,15 +19,13 @@ SUMMARY = 'summary.json'
 PICTURES = 3
 
 
-def choose(scores: Sequence[float], count: int = PICTURES) -> dict[str, list[int]]:
-    """Return the positions of the best, the median and the worst scores, none of them twice.
+def choose(scores: Sequence[float]) -> dict[str, list[int]]:
+    """Return the positions of the best, median and worst scores, `PICTURES` of each at most.
 
-    Args:
-        scores: A score for each image, the more the better.
-        count: At most so many of each kind.
+    None is in two of the kinds, and each has its best first.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    count = max(1, min(count, len(order) // 3))
+    count = max(1, min(PICTURES, len(order) // 3))
     best, worst, between = order[:count], order[count:][-count:], order[count : len(order) - count]
     start = max(0, (len(between) - count) // 2)
     return {'best': best, 'median': between[start : start + count], 'worst': worst}
@@ -78,12 +76,9 @@ def label_record(sample: Any, classes: int, ignore_index: int) -> dict[str, Any]
 def keep_label_maps(
     records: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """Write the label maps of a few images, and return the summary.
+    """Write the label maps of a few images into a folder, and return the summary.
 
-    Args:
-        records: As `label_record` returns them, of every process.
-        metainfo: The data set's, with ``classes``.
-        folder: Where the label maps go.
+    The records are those of `label_record`, of every process.
     """
     classes = len(metainfo['classes'])
     confusion = np.zeros(classes * classes, dtype=np.int64)
@@ -111,14 +106,13 @@ def keep_detections(
     dataset: Any,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write detections as COCO result files, and return the summary.
+    """Write detections as COCO result files into a folder, and return the summary.
 
     Args:
-        records: The ``results`` of a ``CocoMetric``, of every process: ground truth and detections
-            of each image.
-        metric: The metric, after it has evaluated.
+        records: The ``results`` of the metric, of every process: truth and detections of an image.
+        metric: A ``CocoMetric`` after it has evaluated.
         ann_file: The annotation file; None if the metric takes ground truth from the data set.
-        dataset: The data set, for the paths of the images.
+        dataset: For the paths of the images.
         folder: Where the result files go.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,11 @@ def read_run(folder: Path) -> Run:
     _read_config(run, used[-1] / 'vis_data' / 'config.py')
     for log in sorted(used[-1].glob('*.log'))[:1]:
         run.environment = _read_environment(log)
-    run.validation = _read_validation(folder / 'validation' / SUMMARY, run.remarks)
+    summary = folder / 'validation' / SUMMARY
+    try:
+        run.validation = json.loads(summary.read_text()) if summary.is_file() else None
+    except ValueError as error:
+        run.remarks.append(f'validation/{SUMMARY} is unreadable ({error})')
     return run
 
 
@@ -194,13 +198,3 @@ def _read_environment(log: Path) -> dict[str, str]:
                 found[entry[1]] = entry[2].strip()
     # Pages of compiler flags, which nobody compares.
     return {k: v for k, v in found.items() if k != 'PyTorch compiling details' and v}
-
-
-def _read_validation(path: Path, remarks: list[str]) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        remarks.append(f'validation/{path.name} is unreadable ({error})')
-        return None

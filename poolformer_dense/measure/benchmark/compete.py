@@ -19,7 +19,7 @@ from backbones.presets import PRESETS
 
 from ...errors import UserError
 from .floors import floors
-from .peers import PeerUnavailable, build_peer
+from .peers import PEERS, PeerUnavailable
 from .task import FORMATS, TOLERANCE, Outcome, Row, Task, Workload, time_in_turn
 
 COMPILE = 'compile'
@@ -132,7 +132,7 @@ def _peers(
         if name == COMPILE:
             continue
         try:
-            peer = build_peer(name, workload.preset, reference)
+            peer = PEERS[name](workload.preset, reference)
         except PeerUnavailable as error:
             missing.append(str(error))
             continue

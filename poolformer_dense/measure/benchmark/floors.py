@@ -40,14 +40,8 @@ def record_inputs(
 ) -> list[tuple[Any, Tensor]]:
     """Return a network's modules of some kinds in their order, each with a tensor like its input.
 
-    Args:
-        reference: With backend='reference', whose layers are called one by one.
-        image: (B, 3, H, W).
-        workload: Whose autocast it runs under.
-        kinds: The modules' classes.
-
-    Returns:
-        The tensors are on ``meta``: they have a shape and a dtype, but no memory.
+    The network is built with backend='reference', so its layers are called one by one. The tensors are on
+    ``meta``: they have a shape and a dtype, but no memory.
     """
     found = []
 
@@ -115,10 +109,6 @@ class MatrixProducts:
 
 class BlockInputs:
     """Work on the input of every block that one operator mixes; a copy moves as many bytes.
-
-    Args:
-        blocks: Each with a tensor like its input.
-        device: Of the tensors.
 
     Attributes:
         work: Each block with its input and a target of the same size.

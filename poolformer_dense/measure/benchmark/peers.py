@@ -24,28 +24,8 @@ class PeerUnavailable(Exception):
     """A peer can't take part: the message says which and why."""
 
 
-def build_peer(name: str, preset: str, reference: MetaFormer) -> nn.Module:
-    """Build a peer with our weights; it maps an image to four normalised features.
-
-    Args:
-        name: One of `PEERS`.
-        preset: A name of `backbones.presets.PRESETS`.
-        reference: The preset with backend='reference'; its weights are copied.
-
-    Raises:
-        PeerUnavailable: Its package is not installed, can't be imported, or lacks the preset.
-    """
-    return PEERS[name](preset, reference)
-
-
 class NormedFeatures(nn.Module):
-    """A peer's features with output norms.
-
-    Args:
-        model: The peer.
-        norms: A norm for each feature.
-        features: Maps the peer and an image to its features.
-    """
+    """A peer's features, each after an output norm; ``features`` maps peer and image to them."""
 
     def __init__(
         self,
@@ -100,6 +80,8 @@ def _hugging_face(preset: str, reference: MetaFormer) -> nn.Module:
     )
 
 
+# Each builds a peer of a preset with the weights of our model, which has backend='reference'.
+# It maps an image to four normalised features. What can't take part raises `PeerUnavailable`.
 PEERS: dict[str, Callable[[str, MetaFormer], nn.Module]] = {
     'reference': lambda preset, reference: copy.deepcopy(reference),
     'mmpretrain': _mmpretrain,

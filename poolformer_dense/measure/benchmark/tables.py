@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def environment(device: str) -> dict[str, Any]:
         'cuda': torch.version.cuda,
         'cudnn.allow_tf32': torch.backends.cudnn.allow_tf32,
         'cudnn.benchmark': torch.backends.cudnn.benchmark,
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **{d.name: d.version for d in distributions() if d.name in PACKAGES},
     }
 
 
@@ -169,12 +169,9 @@ def plot(runs: Sequence[tuple[Workload, Sequence[Row]]], path: Path, caption: st
             color=[COLOURS[row.kind] for row in best],
             error_kw={'elinewidth': 1, 'capsize': 3},
         )
-        ends = [1e3 * max(row.seconds) for row in best]
-        for bar, end, row in zip(bars, ends, best, strict=True):
-            place = (end, bar.get_y() + bar.get_height() / 2)
-            text = f'  {milliseconds(row.median)}'
-            axes.annotate(text, place, va='center', fontsize='small')
-        axes.set(title=str(workload), xlim=(0, 1.15 * max(ends)))
+        labels = [milliseconds(row.median) for row in best]
+        axes.bar_label(bars, labels, padding=5, fontsize='small')
+        axes.set(title=str(workload), xlim=(0, 1150 * max(max(row.seconds) for row in best)))
         axes.invert_yaxis()
         axes.tick_params(axis='y', labelsize='small')
         axes.spines[['top', 'right']].set_visible(False)
@@ -208,10 +205,3 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -32,8 +32,8 @@ def select_device(name: str | None = None) -> str:
     Raises:
         UserError: There is no such device.
     """
-    count = torch.cuda.device_count()
-    known = [*(['cuda'] if count else []), 'cpu', *(f'cuda:{i}' for i in range(count))]
+    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    known = [*(['cuda'] if gpus else []), 'cpu', *gpus]
     name = name or known[0]
     if name not in known:
         found = f'torch {torch.__version__} finds {", ".join(known)}'
