@@ -4,17 +4,10 @@
 # After a failure all processes are restarted, up to MAX_RESTARTS times (default 0). On SIGTERM or SIGUSR1 a training
 # saves a checkpoint and ends with code 75.
 set -euo pipefail
-tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tools/supervise.sh
-. "$tools/supervise.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/supervise.sh"
 processes=$1 tool=$2
 shift 2
-# An active environment takes precedence over the repository's .venv.
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
-    python=$tools/../.venv/bin/python
-else
-    python=python
-fi
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
 if [ "${MAX_RESTARTS:-0}" != 0 ]; then
     # Restarts need a rendezvous that assigns the node ranks: with fixed ranks the processes would not find each other

@@ -4,19 +4,12 @@
 # SRUN_ARGS as mmdet's scripts do, and PORT as tools/dist_train.sh does. A preempted training ends with code 75; within
 # a batch job, the script requeues the job first.
 set -euo pipefail
-tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tools/supervise.sh
-. "$tools/supervise.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/supervise.sh"
 partition=$1 job_name=$2 tool=$3
 shift 3
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-# An active environment takes precedence over the repository's .venv.
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
-    python=$tools/../.venv/bin/python
-else
-    python=python
-fi
 export MASTER_PORT=${PORT:-${MASTER_PORT:-29500}}
 # SRUN_ARGS is split into words and comes last, so that its options override the ones before.
 signal_srun() { kill -USR1 "$1"; }

@@ -1,4 +1,11 @@
-# Source this file. `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs
+# Source this file. It sets `tools`, this folder, and `python`, and defines a function.
+tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) python=python
+# An active environment takes precedence over the repository's .venv.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
+    python=$tools/../.venv/bin/python
+fi
+
+# `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs
 # one, and returns its exit code. It returns 75 if the launched processes created the file PREEMPTED_FILE in FOLDER, as
 # a preempted training does. On the script's first SIGTERM or SIGUSR1, `FORWARD PID` is called with the launcher's PID; on
 # the second, the launcher gets a SIGTERM.
