@@ -14,7 +14,7 @@ from backbones.version import __version__
 from ..errors import UserError
 from ..predict.predictor import Predictor
 from .graphs import BoxGraph, Graph, build_graph
-from .parity import Run
+from .parity import Array, Run
 from .program import store_in_bfloat16, trace, write_program
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
@@ -101,14 +101,12 @@ def usual_size(predictor: Predictor) -> tuple[int, int]:
     return height, width
 
 
-def resized(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+def resized(predictor: Predictor, image: Array) -> Array:
     """Return an image (H, W, 3), uint8, BGR, as the test pipeline resizes it."""
     return np.asarray(predictor.prepare(image)['inputs']).transpose(1, 2, 0)
 
 
-def parity_batches(
-    images: Iterable[np.ndarray], size: tuple[int, int] | None
-) -> Iterator[np.ndarray]:
+def parity_batches(images: Iterable[Array], size: tuple[int, int] | None) -> Iterator[Array]:
     """Yield the batches that an export is compared on, (B, 3, H, W), uint8, RGB.
 
     Args:

@@ -31,9 +31,12 @@ class Graph(nn.Module):
             model's raw outputs.
     """
 
+    model: Any
+    mean: Tensor | None
+    std: Tensor | None
     outputs: tuple[str, ...]
 
-    def __init__(self, model: nn.Module, preprocessing: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, preprocessing: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.trained_on_rgb = any(preprocessing.get(k) for k in ('bgr_to_rgb', 'rgb_to_bgr'))
@@ -46,7 +49,7 @@ class Graph(nn.Module):
     def prepare(self, image: Tensor) -> Tensor:
         """Normalise, and pad on the right and at the bottom, as the model's preprocessor does."""
         x = image.float() if self.trained_on_rgb else image.float().flip(1)
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         if self.divisor == 1:
             return x
@@ -70,9 +73,7 @@ class BoxGraph(Graph):
         nms: Apply NMS.
     """
 
-    def __init__(
-        self, model: nn.Module, preprocessing: Mapping[str, Any], nms: bool = False
-    ) -> None:
+    def __init__(self, model: Any, preprocessing: Mapping[str, Any], nms: bool = False) -> None:
         super().__init__(model, preprocessing)
         self.nms = nms
         self.two_stage = hasattr(model, 'rpn_head')
@@ -107,7 +108,7 @@ class BoxGraph(Graph):
 
     def boxes_before_nms(
         self,
-        head: nn.Module,
+        head: Any,
         logits: Sequence[Tensor],
         deltas: Sequence[Tensor],
         size: Sequence[int],
@@ -156,7 +157,7 @@ class LabelGraph(Graph):
 
     outputs = ('labels',)
 
-    def __init__(self, model: nn.Module, preprocessing: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, preprocessing: Mapping[str, Any]) -> None:
         super().__init__(model, preprocessing)
         # mmseg's computes its size in floating point, which ties a trace to that of its example.
         for name, child in list(self.model.named_modules()):
@@ -175,7 +176,7 @@ class LabelGraph(Graph):
         return dict(labels=labels.to(kind), logits=logits)
 
 
-def build_graph(model: nn.Module, preprocessing: Mapping[str, Any], nms: bool = False) -> Graph:
+def build_graph(model: Any, preprocessing: Mapping[str, Any], nms: bool = False) -> Graph:
     """Return the graph for a model.
 
     Args:

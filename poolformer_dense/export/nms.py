@@ -24,6 +24,7 @@ def nms_by_group(
         Boxes (B, N, 4), scores (B, N) and groups (B, N) by falling score; an empty row has the
         score 0 and the group -1.
     """
+    found: tuple[Tensor, Tensor, Tensor]
     found = _empty(boxes, scores, groups, iou_threshold, rows)
     for box, score, group, *kept in zip(boxes, scores, groups, *found, strict=True):
         real = score > 0

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import onnxscript
@@ -19,7 +18,7 @@ from torch.export import ExportedProgram
 
 from ..errors import UserError
 from ..predict.result_files import write_whole
-from .parity import Run
+from .parity import Array, Run
 from .program import OPEN_SIZES
 
 # The types of its arguments are narrower than those of its results.
@@ -55,7 +54,7 @@ def write_onnx(
     written = _session(path)
     raw = [each.name for each in whole.get_outputs()][len(outputs) :]
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(images: Array) -> dict[str, Array]:
         found = dict(zip(outputs, written.run(outputs, dict(image=images)), strict=True))
         return found | dict(zip(raw, whole.run(raw, dict(image=images)), strict=True))
 
@@ -63,7 +62,7 @@ def write_onnx(
 
 
 def to_onnx(
-    program: ExportedProgram, open_sizes: Mapping[str, Mapping[int, str]]
+    program: ExportedProgram, open_sizes: dict[str, dict[int, str]]
 ) -> onnx.ModelProto:
     """Convert a trace of a module that returns a dictionary to ONNX.
 

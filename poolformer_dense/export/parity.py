@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from mmcv.ops import batched_nms
 from mmdet.structures.bbox import bbox_overlaps
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from .graphs import BoxGraph, Graph
 
@@ -20,8 +21,9 @@ MIN_IOU = 0.999
 MIN_SAME_LABELS = 0.9999
 # Of hundreds an image, rounding at the NMS threshold flips one now and then.
 MIN_SAME_PROPOSALS = 0.99
+Array = NDArray[Any]
 # From images to an export's outputs by name.
-Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Run = Callable[[Array], Mapping[str, Array]]
 # Boxes, scores and labels; proposals have no labels.
 Detections = tuple[Tensor, Tensor, Tensor | None]
 
@@ -61,9 +63,7 @@ class Parity:
         return self.worst <= MAX_RAW_ERROR and self.agreement >= self.enough
 
 
-def measure_parity(
-    graph: Graph, reference: nn.Module, run: Run, batches: Iterable[np.ndarray]
-) -> Parity:
+def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Array]) -> Parity:
     """Compare an export with a model on images.
 
     Args:
@@ -89,7 +89,8 @@ def measure_parity(
         else:
             parity.same += int((results.numpy() == found['labels']).sum())
             parity.total += results.numel()
-        parity.sizes.append((images.shape[0], *images.shape[2:]))
+        batch, _, height, width = images.shape
+        parity.sizes.append((batch, height, width))
     return parity
 
 
@@ -99,7 +100,7 @@ def _enough(graph: Graph) -> float:
     return MIN_SAME_PROPOSALS if graph.two_stage else 1.0
 
 
-def _reference(graph: Graph, model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Any]:
+def _reference(graph: Graph, model: Any, images: Tensor) -> tuple[dict[str, Tensor], Any]:
     """The model's raw outputs by the graph's names, and its detections or its label maps."""
     # The pipelines load BGR, and the preprocessor turns it if the model was trained on RGB.
     bgr = list(images.flip(1))
@@ -122,7 +123,7 @@ def _reference(graph: Graph, model: nn.Module, images: Tensor) -> tuple[dict[str
     return raw, [(each.bboxes, each.scores, own) for each, own in zip(found, labels, strict=True)]
 
 
-def final_detections(graph: BoxGraph, found: Mapping[str, np.ndarray]) -> list[Detections]:
+def final_detections(graph: BoxGraph, found: Mapping[str, Array]) -> list[Detections]:
     """Return the detections of each image in an export's outputs; NMS is applied if need be."""
     detections: list[Detections] = []
     for rows in zip(*(found[name] for name in graph.outputs[:3]), strict=True):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.fx.experimental._config
 from torch import Tensor, nn
@@ -18,8 +16,9 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ..errors import UserError
+from ..files import replacing
 from .graphs import Graph
-from .parity import Run
+from .parity import Array, Run
 
 # The shortest side of an image in a dynamic export: what the deepest stage has one pixel for.
 SMALLEST = 32
@@ -79,7 +78,7 @@ def trace(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
 def _one_is_a_size() -> Iterator[None]:
     """Let a trace hold for maps of one pixel too, which torch.export takes as a special case."""
     # torch has no public name for this setting.
-    settings = torch.fx.experimental._config
+    settings: Any = torch.fx.experimental._config
     if not hasattr(settings, 'backed_size_oblivious'):
         raise UserError(f'exports need torch >= 2.7; this is {torch.__version__}')
     with settings.patch(backed_size_oblivious=True):
@@ -95,15 +94,11 @@ def write_program(program: ExportedProgram, path: Path, metadata: dict[str, Any]
         metadata: Becomes its ``metadata.json``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{os.getpid()}.partial.pt2')
-    try:
-        torch.export.save(program, partial, extra_files={'metadata.json': json.dumps(metadata)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
     module, _ = load_program(path)
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(images: Array) -> dict[str, Array]:
         with torch.no_grad():
             return {k: v.numpy() for k, v in module(torch.from_numpy(images)).items()}
 

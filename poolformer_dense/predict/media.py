@@ -14,10 +14,13 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.images import inspect_image
 from ..errors import UserError
 
+# (H, W, 3), BGR.
+Image = NDArray[np.uint8]
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
@@ -90,7 +93,7 @@ def distinct_names(paths: Sequence[Path]) -> list[Path]:
     return [name(path) for path in relative]
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> Image:
     """Read an image whole, upright, as (H, W, 3) uint8, BGR.
 
     Raises:
@@ -108,7 +111,7 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def read_video(path: Path) -> Iterator[np.ndarray]:
+def read_video(path: Path) -> Iterator[Image]:
     """Yield the frames of a video, (H, W, 3) uint8, BGR.
 
     Raises:
@@ -130,7 +133,7 @@ def describe_video(path: Path) -> tuple[int, float]:
 
 def read_ahead(
     paths: Iterable[Path], waiting: int = 8
-) -> Iterator[tuple[Path, np.ndarray | Unreadable]]:
+) -> Iterator[tuple[Path, Image | Unreadable]]:
     """Read images in threads, in order, at most ``waiting`` ahead of the caller.
 
     Decoding releases Python's lock, so the next images are read while the model runs.
@@ -144,7 +147,7 @@ def read_ahead(
             yield result
 
 
-def _try_read(path: Path) -> tuple[Path, np.ndarray | Unreadable]:
+def _try_read(path: Path) -> tuple[Path, Image | Unreadable]:
     try:
         return path, read_image(path)
     except Unreadable as error:

@@ -16,13 +16,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
-from torch import nn
 
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
 from ..config.datasets import check_num_classes
 from ..errors import UserError
+from .media import Image
 
 Key = TypeVar('Key')
 
@@ -43,7 +43,7 @@ class Predictor:
     """
 
     cfg: Config
-    model: nn.Module
+    model: Any
     pipeline: Compose
     new_visualizer: Callable[[], Visualizer]
     classes: list[str]
@@ -54,13 +54,13 @@ class Predictor:
         """Whether it finds objects, rather than a label for each pixel."""
         return bool(self.cfg.default_scope == 'mmdet')
 
-    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+    def prepare(self, image: Image) -> dict[str, Any]:
         """Return the model's input and a data sample for an image (H, W, 3), uint8, BGR."""
         return dict(self.pipeline(dict(img=image)))
 
     def predict(
-        self, images: Iterable[tuple[Key, np.ndarray]], batch: int = 1
-    ) -> Iterator[tuple[Key, np.ndarray, BaseDataElement]]:
+        self, images: Iterable[tuple[Key, Image]], batch: int = 1
+    ) -> Iterator[tuple[Key, Image, BaseDataElement]]:
         """Predict images in batches; yield key, image and the toolbox's data sample of each.
 
         A batch holds images of one size, before and after the pipeline: nothing is padded to a
@@ -72,7 +72,7 @@ class Predictor:
             images: Keys, and images (H, W, 3), uint8, BGR.
             batch: Images of one forward pass.
         """
-        waiting: dict[tuple[int, ...], list[tuple[Key, np.ndarray, dict[str, Any]]]]
+        waiting: dict[tuple[int, ...], list[tuple[Key, Image, dict[str, Any]]]]
         waiting = defaultdict(list)
         for key, image in images:
             data = self.prepare(image)
@@ -87,14 +87,14 @@ class Predictor:
             yield from self._forward(group)
 
     def _forward(
-        self, group: list[tuple[Key, np.ndarray, dict[str, Any]]]
-    ) -> Iterator[tuple[Key, np.ndarray, BaseDataElement]]:
+        self, group: list[tuple[Key, Image, dict[str, Any]]]
+    ) -> Iterator[tuple[Key, Image, BaseDataElement]]:
         with torch.no_grad():
             samples = self.model.test_step(pseudo_collate([data for _, _, data in group]))
         for (key, image, _), sample in zip(group, samples, strict=True):
             yield key, image, sample.cpu()
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement, score_thr: float) -> np.ndarray:
+    def draw(self, image: Image, sample: BaseDataElement, score_thr: float) -> Image:
         """Draw a prediction with the toolbox's visualizer.
 
         Args:
@@ -159,7 +159,7 @@ def load_predictor(
     return Predictor(cfg, model, pipeline, new_visualizer, classes, palette)
 
 
-def fold(model: nn.Module) -> None:
+def fold(model: Any) -> None:
     """Fold a detector's backbone for inference, in place.
 
     Raises:

@@ -20,6 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from ..errors import UserError
 from ..files import replacing
 from .media import (
+    Image,
     Unreadable,
     describe_video,
     distinct_names,
@@ -164,7 +165,7 @@ def infer_files(
             report(f'skipped {path}: {error}')
             progress.advance(task)
 
-        def readable_images() -> Iterator[tuple[Path, np.ndarray]]:
+        def readable_images() -> Iterator[tuple[Path, Image]]:
             for path, image in read_ahead(images, 2 * batch + 2):
                 if isinstance(image, Unreadable):
                     refuse(path, image)
@@ -213,11 +214,11 @@ class VideoWriter:
         if self.writer is not None:
             self.writer.release()
 
-    def add(self, picture: np.ndarray) -> None:
+    def add(self, picture: Image) -> None:
         """Append a picture, (H, W, 3), uint8, BGR."""
         if self.writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             size = picture.shape[1::-1]
             self.writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
             if not self.writer.isOpened():
@@ -225,7 +226,7 @@ class VideoWriter:
         self.writer.write(picture)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
+def write_image(path: Path, image: Image) -> None:
     """Write an image in the format of its suffix; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
