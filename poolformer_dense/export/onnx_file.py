@@ -101,7 +101,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _onnx_nms(boxes, scores, groups, iou_threshold: float, rows: int):  # type: ignore[no-untyped-def]
+def _onnx_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float, rows: int) -> Any:
     """`nms_by_group` in ONNX, for torch.onnx, which goes by the names of the parameters.
 
     Boxes of different groups are moved apart, so that one greedy pass does all, as in mmcv.

@@ -101,7 +101,7 @@ def read_image(path: Path) -> Image:
     """
     try:
         size, reason = inspect_image(str(path))
-        image = None if size is None else mmcv.imfrombytes(path.read_bytes())
+        image: Image | None = None if size is None else mmcv.imfrombytes(path.read_bytes())
     except (OSError, cv2.error) as error:
         raise Unreadable(str(error)) from error
     if image is None:
