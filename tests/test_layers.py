@@ -23,9 +23,7 @@ LAYERS = (
     'backbones.ops',
 )
 # To be emptied: what is being moved or renamed.
-PENDING_IMPORTS = {
-    'poolformer_dense.export.files imports poolformer_dense.measure.shapes.draw_scene',
-}
+PENDING_IMPORTS: set[str] = set()
 PENDING_NAMES = {
     'candidates', 'compare', 'convert', 'describe', 'download', 'errors', 'files', 'format_table',
     'gallery', 'listed', 'load', 'measure', 'parts', 'progress', 'verify',

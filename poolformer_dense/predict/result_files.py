@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,16 +33,6 @@ from .predictor import Predictor
 Entry = dict[str, Any]
 
 
-class Writer(Protocol):
-    """What keeps the predictions of one kind of model."""
-
-    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
-        """Keep one prediction: of a file, under a name of its own; of videos, of one frame."""
-
-    def close(self) -> None:
-        """Write what was kept."""
-
-
 @dataclass
 class CocoWriter:
     """Detections as ``results.json``, and what its numbers stand for as ``images.json``.
@@ -63,6 +53,7 @@ class CocoWriter:
     found: list[tuple[Entry, list[Entry]]] = field(default_factory=list, init=False)
 
     def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+        """Keep the prediction of a file, or of one frame of it; `LabelWriter` needs its name."""
         height, width = sample.ori_shape[:2]
         image = dict(file_name=file, width=width, height=height)
         results: list[Entry] = []
@@ -82,6 +73,7 @@ class CocoWriter:
             results.append(result)
 
     def close(self) -> None:
+        """Write what was kept."""
         self.found.sort(key=lambda entry: (entry[0]['file_name'], entry[0].get('frame', 0)))
         numbered = list(enumerate(self.found, start=1))
         images = [dict(id=number, **image) for number, (image, _) in numbered]
@@ -108,12 +100,14 @@ class LabelWriter:
     classes: Sequence[str]
 
     def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+        """Write the label map of a file under a name of its own, or that of one frame of it."""
         path = Path(f'{name}.png') if frame is None else name / f'{frame:06d}.png'
         labels = sample.pred_sem_seg.data[0].numpy()
         depth = np.uint8 if len(self.classes) <= 256 else np.uint16
         write_image(self.folder / 'labels' / path, labels.astype(depth))
 
     def close(self) -> None:
+        """Write the classes."""
         write_whole(self.folder / 'classes.json', json.dumps(list(self.classes)).encode())
 
 
@@ -142,7 +136,7 @@ def infer_files(
     Returns:
         How many images and frames have a result, and the files that can't be read.
     """
-    writer: Writer = LabelWriter(out, predictor.classes)
+    writer: CocoWriter | LabelWriter = LabelWriter(out, predictor.classes)
     if predictor.detects:
         writer = CocoWriter(out, predictor.classes, score_thr)
     names = dict(zip(paths, distinct_names(paths), strict=True))
