@@ -13,24 +13,18 @@ from tests.upstream_reader import OWN, Classes, read
 ROOT = Path(__file__).resolve().parents[1]
 # What there is no other way around, and why; a change is put back by a context manager.
 ALLOWED = {
-    'changes PIL.Image.MAX_IMAGE_PIXELS': 'Pillow takes its limit of an image from there alone',
+    'private: BaseLoop._decide_current_val_interval': 'says when a validation is due',
+    'private: CheckpointHook._publish_model': 'writes a file in place',
+    'private: CheckpointHook._save_best_checkpoint': 'deletes before it has saved',
+    'private: CheckpointHook._save_checkpoint_with_step': 'deletes before it has saved',
+    'private: CheckpointLoader._schemes': 'what is registered, to put it back',
+    'private: Runner._train_loop': 'whether there is one; the property would build it',
     'private: pip._vendor': 'in a bare environment only pip has packaging, for the doctor',
     'private: torch._foreach_copy_': 'one call for many tensors; it has no public name',
     'private: torch._foreach_norm': 'one call for many tensors; it has no public name',
     'private: torch.fx.experimental._config': 'lets an export hold for maps of one pixel',
     'private: torch.ops.mkldnn._is_mkldnn_bf16_supported': 'whether the next can be called',
     'private: torch.ops.mkldnn._linear_pointwise': 'the one operator of a product with a GELU',
-}
-# Files that are being rewritten; to be emptied.
-PENDING = {
-    'poolformer_dense/config/overrides.py',
-    'poolformer_dense/data/images.py',
-    'poolformer_dense/runner/loops.py',
-    'poolformer_dense/runner/numerical_guard.py',
-    'poolformer_dense/runner/resume.py',
-    'poolformer_dense/runner/run_state.py',
-    'poolformer_dense/runner/safe_files.py',
-    'poolformer_dense/runner/saving.py',
 }
 
 
@@ -51,7 +45,6 @@ def test_nothing_of_upstream_is_touched(found):
     refused = [
         f'{path}:{line}: {what}'
         for path, lines in found.items()
-        if path not in PENDING
         for line, what in sorted(lines)
         if what not in ALLOWED
     ]

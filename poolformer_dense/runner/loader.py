@@ -157,6 +157,10 @@ class KeyedBatches(Sampler):
     def __len__(self) -> int:
         return len(self.batches)
 
+    def reseed(self, seed: int) -> None:
+        """Take another seed for the augmentation."""
+        self.seed = seed
+
     @property
     def inner(self) -> Any:
         """The sampler of indices below the batches; None if there is none."""
@@ -288,6 +292,6 @@ def build_exact_dataloader(
         dataset = SeededDataset(dataset, quarantine)
     batches = KeyedBatches(cast(BatchSampler, built.batch_sampler), seed or 0)
     # With diff_rank_seed the run's seed is this rank's own.
-    batches.seed = getattr(batches.inner, 'seed', batches.seed)
+    batches.reseed(getattr(batches.inner, 'seed', batches.seed))
     options = {name: getattr(built, name) for name in _OPTIONS if hasattr(built, name)}
     return DataLoader(dataset=dataset, batch_sampler=batches, **options)

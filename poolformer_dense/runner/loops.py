@@ -44,7 +44,7 @@ class ExactResume(BaseLoop):
         self._batches = self.dataloader.batch_sampler
         size = getattr(self._batches, 'batch_size', 1)
         size = sum(size) if isinstance(size, (list, tuple)) else size
-        runner.position.samples_per_step = size * get_world_size()
+        runner.position.count_in(size * get_world_size())
         if not isinstance(self._batches, KeyedBatches):
             runner.logger.warning(
                 'The training data loader is not supported for exact resume: a resumed run will '
@@ -69,7 +69,7 @@ class ExactResume(BaseLoop):
         if seeds.get('sampler') != self.seeds().get('sampler'):
             self.dataloader = self._build(self.runner, seeds['sampler'])
             self._batches = self.dataloader.batch_sampler
-        cast(KeyedBatches, self._batches).seed = seeds['data']
+        cast(KeyedBatches, self._batches).reseed(seeds['data'])
 
     def _build(self, runner: Runner, seed: int) -> DataLoader:
         """Build the loader, the data set at the first time alone."""
@@ -111,7 +111,7 @@ class ExactResume(BaseLoop):
         ):
             with self.runner.random.kept():
                 self.runner.val_loop.run()
-        self.runner.position.validated = True
+        self.runner.position.settle()
 
     def _progress(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -126,7 +126,7 @@ class ExactEpochBasedTrainLoop(ExactResume, EpochBasedTrainLoop):
         self._restore()
         if not self.runner.position.validated:
             self._validate_if_due()
-        while self._epoch < self._max_epochs and not self.stop_training:
+        while self._epoch < self.max_epochs and not self.stop_training:
             self.run_epoch()
             self._validate_if_due()
         self.runner.call_hook('after_train')
@@ -152,7 +152,7 @@ class ExactEpochBasedTrainLoop(ExactResume, EpochBasedTrainLoop):
         return self._epoch, 0
 
     def _progress(self) -> tuple[int, int]:
-        return self._epoch, self._max_epochs
+        return self._epoch, self.max_epochs
 
 
 @LOOPS.register_module()
@@ -166,7 +166,7 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
         self.dataloader_iterator = self._endless()
         if not self.runner.position.validated:
             self._validate_if_due()
-        while self._iter < self._max_iters and not self.stop_training:
+        while self.iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             data_batch = next(self.dataloader_iterator)
             self.run_iter(data_batch)
@@ -193,10 +193,10 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
     def _place_of_iteration(self) -> tuple[int, int]:
         if not isinstance(self._batches, KeyedBatches):
             return 0, 0
-        return self._batches.place_of(self._iter)
+        return self._batches.place_of(self.iter)
 
     def _progress(self) -> tuple[int, int]:
-        return self._iter, self._max_iters
+        return self.iter, self.max_iters
 
 
 EXACT: dict[type[BaseLoop], type[BaseLoop]] = {

@@ -453,7 +453,7 @@ class DenseRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         if fn_name == 'after_val_epoch':
             # What is saved from here on needs no validation when it is resumed.
-            self.position.validated = True
+            self.position.settle()
         super().call_hook(fn_name, **kwargs)
 
 

@@ -56,6 +56,14 @@ class Position:
         """Say that the training now stands there."""
         self.epoch, self.batch, self.validated = epoch, batch, validated
 
+    def settle(self) -> None:
+        """Say that no validation is due here."""
+        self.validated = True
+
+    def count_in(self, samples: int) -> None:
+        """Say how many samples an iteration of all ranks has."""
+        self.samples_per_step = samples
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
