@@ -43,7 +43,7 @@ def main() -> None:
     args = parse_args()
     from poolformer_dense.runner import run_process
 
-    with run_process(args.unsafe_load):
+    with run_process(args.unsafe_load, training=True):
         train(args)
 
 

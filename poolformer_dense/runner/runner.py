@@ -439,7 +439,7 @@ class DenseRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train; a dead or stuck worker is an error of one line."""
-        with run_process(self.unsafe_load), clear_errors():
+        with run_process(self.unsafe_load, training=True), clear_errors():
             return super().train()
 
     def val(self) -> dict:
