@@ -1,8 +1,8 @@
 """Reading checkpoints of the layouts people have, loading them strictly, converting them."""
 
 from .conversion import convert_names, detect_layout, from_layout, to_layout
-from .download import MIRROR_VARIABLE, is_url, localise
 from .errors import CheckpointError, listed
+from .fetching import MIRROR_VARIABLE, is_url, localise
 from .fitting import Fit, fit, load_weights, reorder_optimizer, weights_of
 from .layouts import LAYOUTS
 from .reading import read_checkpoint, safe_reading

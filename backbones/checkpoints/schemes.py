@@ -15,8 +15,8 @@ from mmengine.runner import (
 )
 
 from ..weights import RELEASED
-from .download import fetch, is_url
 from .errors import CheckpointError
+from .fetching import fetch, is_url
 
 
 @contextlib.contextmanager

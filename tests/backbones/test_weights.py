@@ -6,13 +6,14 @@ import hashlib
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
 
 from backbones import PoolFormer
 from backbones.checkpoints import CheckpointError, localise, to_layout
-from backbones.checkpoints.download import fetch
+from backbones.checkpoints.fetching import fetch
 from backbones.presets import PRESETS
 from backbones.weights import RELEASED, Weights
 
@@ -37,6 +38,14 @@ def server(tmp_path):
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    cuts: ClassVar[list[int]] = []  # bytes after which the connections to come are cut
+
+    def copyfile(self, source, outputfile):
+        if self.cuts:
+            outputfile.write(source.read(self.cuts.pop(0)))
+        else:
+            super().copyfile(source, outputfile)
+
     def log_message(self, *_):
         pass
 
@@ -121,6 +130,18 @@ def test_a_download_is_recorded_and_checked_ever_after(cache, server):
         fetch(f'{url}/some.pth')
 
 
+def test_a_cut_download_comes_whole_or_not_at_all(cache, server, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    folder, url = server
+    (folder / 'some.pth').write_bytes(b'weights')
+    monkeypatch.setattr(_Quiet, 'cuts', [3] * 4)
+    with pytest.raises(CheckpointError, match=r'cut after 3 of 7 bytes.*try again to resume'):
+        fetch(f'{url}/some.pth')
+    assert sorted(path.name for path in cache.iterdir()) == ['some.pth.part', 'some.pth.part.json']
+    assert fetch(f'{url}/some.pth').read_bytes() == b'weights'
+    assert sorted(path.name for path in cache.iterdir()) == ['some.pth', 'some.pth.sha256']
+
+
 def test_a_known_checksum_is_checked(cache, server, monkeypatch):
     folder, url = server
     (folder / 'known.pth').write_bytes(b'weights')
@@ -175,7 +196,8 @@ def test_the_checksum_in_a_name_is_checked(cache, server):
         fetch(f'{url}/s12-01234567.pth')
 
 
-def test_what_is_not_there_names_the_place_to_put_it(cache, server):
+def test_what_is_not_there_names_the_place_to_put_it(cache, server, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
     _, url = server
     for address in (f'{url}/poolformer_s12.pth.tar', 'http://127.0.0.1:9/poolformer_s12.pth.tar'):
         with pytest.raises(CheckpointError, match=f'could not be downloaded.*{cache}'):

@@ -59,7 +59,7 @@ def test_a_download_cut_anywhere_comes_whole(get, server, tmp_path, **behaviour)
 def test_a_later_run_asks_for_what_is_missing_only(get, server, tmp_path):
     server.files = {'x.zip': OLD}
     server.cuts = [1000] + [0] * 6
-    with pytest.raises(UserError, match=r'cut after .* 6 times in a row.*--mirror or --from'):
+    with pytest.raises(UserError, match=r'cut .* 6 times in a row; run .* to resume, .*--mirror'):
         get(OLD)
     assert (tmp_path / 'x.zip.part').read_bytes() == OLD[:1000]
     server.requests = []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
+import json
 import os
 import re
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
@@ -17,10 +17,12 @@ from mmengine.logging import print_log
 
 from ..weights import RELEASED
 from .errors import CheckpointError, first_line
+from .transfer import Note, TransferError, transfer
 
 # Tools read this variable and pass its value to `localise`; the model never does.
 MIRROR_VARIABLE = 'POOLFORMER_WEIGHTS'
 _SHA256 = re.compile(r'[0-9a-f]{64}')
+_ATTEMPTS = 3  # to reach a server, in a row
 # OpenMMLab and torch.hub end a file's name with the first digits of its checksum.
 _DIGITS_IN_NAME = re.compile(r'-([0-9a-f]{8})\.\w+$')
 
@@ -122,19 +124,39 @@ def _split_sum(url: str) -> tuple[str, str | None]:
 
 
 def _download(url: str, path: Path, known: str | None) -> None:
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    part, note = (path.with_name(f'{path.name}.{end}') for end in ('part', 'part.json'))
+
+    def remember(found: Note) -> None:
+        note.write_text(json.dumps(found))
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(partial), progress=False)
-        _check_sum(partial, path, known)
-        os.replace(partial, path)
-    except (URLError, HTTPException, OSError) as error:
+        with part.open('a+b') as file:
+            # Another job may be downloading the same file; this one waits for it.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                return
+            before = json.loads(note.read_text()) if note.is_file() else {}
+            transfer(url, file, before, remember, attempts=_ATTEMPTS)
+            file.flush()
+            _check_sum(part, path, known)
+            os.replace(part, path)
+            note.unlink()
+    except (TransferError, OSError) as error:
+        if part.is_file() and not part.stat().st_size:
+            _remove(part, note)
         raise CheckpointError(
-            f'{url} could not be downloaded ({first_line(error)}); fetch it elsewhere, then '
-            f'put it at {path} or give its path instead of the URL'
+            f'{url} could not be downloaded ({first_line(error)}); try again to resume, or fetch '
+            f'it elsewhere and put it at {path} or give its path instead of the URL'
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except CheckpointError:
+        _remove(part, note)
+        raise
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _check_sum(file: Path, path: Path, known: str | None) -> None:
