@@ -259,11 +259,7 @@ def _check_room(pending: dict[Archive, _Source], root: Path, keep: bool) -> None
             downloaded.append(archive.size - (part.stat().st_size if part.is_file() else 0))
     need = unpacked + (sum(downloaded) if keep else max(downloaded, default=0))
     with open_folder(root) as folder:
-        if need > folder.free():
-            raise UserError(
-                f'{_listed(pending)}: about {decimal(need)} are needed in {root}, and '
-                f'{decimal(folder.free())} are free: make room, or give another --root'
-            )
+        folder.check_room(need, f'preparing {_listed(pending)}')
 
 
 def _print_tree(dataset: Dataset, root: Path) -> None:

@@ -53,11 +53,7 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
         entries = _read_entries(archive, path, top)
         with open_folder(root, into) as folder:
             missing = sum(_on_disk(e) for e in entries if not _has_size(folder.path, e))
-            if missing > folder.free():
-                raise UserError(
-                    f'unpacking {path} takes {decimal(missing)}, and {folder.path} has '
-                    f'{decimal(folder.free())} free: make room, or give another --root'
-                )
+            folder.check_room(missing, f'unpacking {path}')
         total = sum(entry.file_size for entry in entries)
         with byte_bar(f'{path.name}: unpacking', total) as update:
             for parent, group in groupby(sorted(entries, key=_parent), key=_parent):

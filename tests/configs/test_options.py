@@ -92,7 +92,7 @@ def test_a_logger_that_is_not_installed_is_one_line(with_line, monkeypatch, kind
 
     there = importlib.util.find_spec
     monkeypatch.setattr(
-        'poolformer_dense.config.preflight.importlib.util.find_spec',
+        'importlib.util.find_spec',
         lambda name, *more: None if name == module else there(name, *more),
     )
     cfg = with_line(visualizer__vis_backends__1__type=kind)
