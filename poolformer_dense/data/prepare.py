@@ -26,7 +26,7 @@ from .tree import (
 )
 from .unpack import differing_files, unpack
 
-DOWNLOADS = 'downloads'  # beside what the archives unpack to; what lies there is this tool's
+DOWNLOADS = 'downloads'  # beside the unpacked folders; only this tool writes there
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
         path = own
     else:
         path = Path(origin.place)
-        # Our own got its name after its checksum held.
+        # A download of this tool has this name only if its checksum was right.
         if path != own and (found := _md5(path)) != archive.md5:
             raise UserError(
                 f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '

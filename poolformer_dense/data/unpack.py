@@ -23,12 +23,12 @@ from .inside import OpenFolder, open_folder
 from .progress import byte_bar
 
 _CHUNK = 1 << 20
-_BLOCK = 4096  # what a file takes on a disk, at least and in steps
+_BLOCK = 4096  # a file takes whole blocks of a disk
 # Photographs hardly shrink and annotations shrink fourfold; deflate can reach 1032.
 _MOST_PER_BYTE = 20
 _DRIVE = re.compile(r'[A-Za-z]:')
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile raises when the bytes of a file make no sense.
+# What zipfile raises on a damaged file.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 
 
@@ -64,7 +64,7 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
 
 
 def differing_files(path: Path, top: str, folder: Path) -> list[str]:
-    """Return the names of what a zip file holds and a folder lacks or has otherwise.
+    """Return the files of a zip file that a folder lacks or has with other contents.
 
     Args:
         path: The zip file.
