@@ -53,7 +53,7 @@ def draw_samples(
         check_paths(cfg, place, source)
         resized_back = _labels_follow_resizing(source.get('pipeline') or [])
     dataset = DATASETS.build(loader.dataset)
-    # A visualizer of its own: the config's would also write where its back ends are told to.
+    # A visualizer of its own: the config's would also write to its backends.
     visualizer = VISUALIZERS.build(
         {**cfg.visualizer, 'name': 'browse', 'vis_backends': None, 'alpha': 0.6}
     )

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS
 from ..data.faults import fault
 from ..data.source import Source
 from ..errors import UserError
-from .walk import SPLITS, datasets_of, evaluators_of, listed, walk
+from .walk import SPLITS, datasets_of, entries_of, evaluators_of, walk
 
 _REMEDIES = {
     'CocoDataset': '`tools/prepare_data.py coco` brings COCO 2017 to data/coco, or links to a copy '
@@ -42,7 +42,7 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
     unknown = []
     for split in splits:
         metrics = [
-            m for _, node in evaluators_of(cfg, split) for _, m in listed(node.get('metric'))
+            m for _, node in evaluators_of(cfg, split) for _, m in entries_of(node.get('metric'))
         ]
         for place, node in datasets_of(cfg, split):
             check_paths(cfg, place, node)

@@ -20,7 +20,7 @@ from backbones.checkpoints import localise
 from ..errors import UserError
 from .moved import modernize
 from .overrides import apply_overrides
-from .walk import listed, nodes_of_type
+from .walk import entries_of, nodes_of_type
 
 
 def load_config(
@@ -103,7 +103,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
         return
     if Path(out).suffix not in ('.pkl', '.pickle'):
         raise UserError(f'--out {out}: detections go to a .pkl file')
-    metrics = [metric for _, metric in listed(cfg.test_evaluator)]
+    metrics = [metric for _, metric in entries_of(cfg.test_evaluator)]
     cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
 
 

@@ -204,7 +204,7 @@ def _move_data_root(cfg: Config, new: str) -> None:
 
     for key, value in cfg.to_dict().items():
         cfg[key] = moved(value)
-    # What the config says of getting its data is about the place it had.
+    # The config's hint at how to get its data is about the old place.
     cfg.pop('prepare_data', None)
 
 

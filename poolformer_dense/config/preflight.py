@@ -52,7 +52,7 @@ class Plan:
         return named_sources(self.cfg, self.splits)[0]
 
 
-class Finding(NamedTuple):
+class Notice(NamedTuple):
     """What a check has to say: an error stops the run, anything less is a line of the log."""
 
     level: int  # of the standard library's logging
@@ -84,7 +84,7 @@ _LOGGERS = {
 }
 
 
-def _check_loggers(plan: Plan) -> Iterator[Finding]:
+def _check_loggers(plan: Plan) -> Iterator[Notice]:
     for kind, (module, package) in _LOGGERS.items():
         for place, _ in nodes_of_type(plan.cfg.get('visualizer'), kind, 'visualizer'):
             if importlib.util.find_spec(module) is None:
@@ -92,10 +92,10 @@ def _check_loggers(plan: Plan) -> Iterator[Finding]:
                     f'{place} ({kind}): {module} is not installed: pip install {package}, or leave '
                     'it out of the list'
                 )
-                yield Finding(logging.ERROR, text)
+                yield Notice(logging.ERROR, text)
 
 
-def _check_backbone(plan: Plan) -> Iterator[Finding]:
+def _check_backbone(plan: Plan) -> Iterator[Notice]:
     """Build a backbone of ours without memory, so that a wrong argument is one line."""
     backbone = dict(plan.cfg.model.get('backbone') or {})
     name = backbone.pop('type', None)
@@ -106,36 +106,36 @@ def _check_backbone(plan: Plan) -> Iterator[Finding]:
             with torch.device('meta'):
                 target(**backbone)
         except (TypeError, ValueError) as error:
-            yield Finding(logging.ERROR, f'model.backbone ({name}): {error}')
+            yield Notice(logging.ERROR, f'model.backbone ({name}): {error}')
 
 
-def _check_classes(plan: Plan) -> Iterator[Finding]:
+def _check_classes(plan: Plan) -> Iterator[Notice]:
     """The classes against the heads and, without reading it whole, the annotation file."""
     for source in plan.sources:
         for found in source.faults:
-            yield Finding(logging.ERROR, found.detail)
+            yield Notice(logging.ERROR, found.detail)
         path = Path(source.dataset.ann_file or '')
         if path.suffix != '.json' or not source.classes or not source.local:
             continue
         names = read_categories(path)
         if problem := category_problem(path, names, source.classes):
-            yield Finding(logging.ERROR, f'{source.places[0]}.ann_file: {problem}')
+            yield Notice(logging.ERROR, f'{source.places[0]}.ann_file: {problem}')
         if extra := [name for name in names if name not in source.classes]:
             text = f'{path}: categories left out by the config: {first_names(extra)}'
-            yield Finding(logging.INFO, text)
+            yield Notice(logging.INFO, text)
 
 
-def _check_evaluators(plan: Plan) -> Iterator[Finding]:
+def _check_evaluators(plan: Plan) -> Iterator[Notice]:
     for split in plan.splits:
         for place, evaluator in evaluators_of(plan.cfg, split):
             path = evaluator.get('ann_file')
             if is_local(path) and (
                 problem := missing_data(plan.cfg, Path(path), f'{place}.ann_file')
             ):
-                yield Finding(logging.ERROR, problem)
+                yield Notice(logging.ERROR, problem)
 
 
-def _check_checkpoints(plan: Plan) -> Iterator[Finding]:
+def _check_checkpoints(plan: Plan) -> Iterator[Notice]:
     weights = [plan.cfg.get('load_from')]
     if 'train' in plan.splits:
         weights += [
@@ -151,10 +151,10 @@ def _check_checkpoints(plan: Plan) -> Iterator[Finding]:
             try:
                 read_checkpoint(source, map_location='meta')  # without its tensors
             except CheckpointError as error:
-                yield Finding(logging.ERROR, str(error))
+                yield Notice(logging.ERROR, str(error))
 
 
-def _check_contents(plan: Plan) -> Iterator[Finding]:
+def _check_contents(plan: Plan) -> Iterator[Notice]:
     """What an audit finds without opening images; it reads annotation files whole."""
     tool = f'tools/verify_data.py {plan.cfg.filename}'
     # One process is enough.
@@ -169,16 +169,16 @@ def _check_contents(plan: Plan) -> Iterator[Finding]:
                 f'first {"; ".join(list(kinds.values())[:3])}. For the whole table and a cleaned '
                 f'file, run {tool}'
             )
-            yield Finding(logging.ERROR, text)
+            yield Notice(logging.ERROR, text)
         elif result.faults:
             counts = Counter(found.kind for found in result.faults)
             listed = ', '.join(f'{count} x {kind}' for kind, count in counts.items())
             text = f'{result.path}: warnings: {listed}. For the table: {tool}'
-            yield Finding(logging.WARNING, text)
+            yield Notice(logging.WARNING, text)
 
 
 # The quickest first: seconds for the contents of COCO's annotation files.
-CHECKS: Sequence[Callable[[Plan], Iterator[Finding]]] = (
+CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     _check_loggers,
     _check_backbone,
     _check_classes,

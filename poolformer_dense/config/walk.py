@@ -54,7 +54,7 @@ def _unwrapped(node: Any, place: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, Mapping):
         return
     if 'datasets' in node:
-        for where, child in listed(node['datasets'], f'{place}.datasets'):
+        for where, child in entries_of(node['datasets'], f'{place}.datasets'):
             yield from _unwrapped(child, where)
     elif 'dataset' in node:
         yield from _unwrapped(node['dataset'], f'{place}.dataset')
@@ -64,14 +64,14 @@ def _unwrapped(node: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 def evaluators_of(cfg: Config, split: str) -> Iterator[tuple[str, Any]]:
     """Yield the place and the config of each metric of a split's evaluator."""
-    for place, node in listed(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
+    for place, node in entries_of(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
         if isinstance(node, Mapping) and 'metrics' in node:  # dict(type='Evaluator', metrics=...)
-            yield from listed(node['metrics'], f'{place}.metrics')
+            yield from entries_of(node['metrics'], f'{place}.metrics')
         elif isinstance(node, Mapping):
             yield place, node
 
 
-def listed(node: Any, place: str = '') -> list[tuple[str, Any]]:
+def entries_of(node: Any, place: str = '') -> list[tuple[str, Any]]:
     """Return the places and the entries of what may be a list, one entry, or nothing."""
     if isinstance(node, (list, tuple)):
         return [(f'{place}.{i}', child) for i, child in enumerate(node)]

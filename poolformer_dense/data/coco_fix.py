@@ -30,7 +30,7 @@ def clean(content: dict, faults: Sequence[Fault], masks: bool, evaluated: bool) 
     """
     done: Counter = Counter()
     cascade = False
-    # An entry that goes can leave others without their image or category: look again.
+    # A dropped entry can leave others without their image or category: look again.
     while any(found.entry for found in faults):
         _Pass(content, masks, done, cascade).run(faults)
         faults, cascade = coco_faults(content, masks, evaluated), True
@@ -72,7 +72,7 @@ class _Pass:
         """Repair one fault; return what was done, or `_DROPPED`."""
         if kind == 'duplicate image id':
             i, first = self.first[name][entry['id']]
-            if first != entry:  # nobody knows whose the objects are: they go in the next pass
+            if first != entry:  # whose are the objects? The next pass drops them
                 self.dropped[name].add(i)
             return _DROPPED
         if kind == 'duplicate category':
@@ -100,7 +100,7 @@ class _Pass:
         of_id = [i for i, o in enumerate(objects) if o.get('category_id') == entry['id']]
         _, first = self.first['categories'][entry['id']]
         if first is not entry and first.get('name') != entry.get('name'):
-            self.dropped['annotations'].update(of_id)  # of which of the two, nobody knows
+            self.dropped['annotations'].update(of_id)  # it is unknown which of the two they mean
             self.done['dropped', 'annotations', 'two categories have its category id'] += len(of_id)
         elif first is entry:  # another id of the same name
             names = ((c.get('name'), i) for i, (_, c) in self.first['categories'].items())

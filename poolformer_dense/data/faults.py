@@ -1,4 +1,4 @@
-"""The kinds of faults that data can have, how grave they are, and the table of those found."""
+"""The kinds of faults in data, their severities, and the table of those found."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ERROR, WARNING = 'error', 'warning'
 # An error where masks are trained or evaluated; a box-only run never reads them.
 MASK_ERROR = 'error with masks'
 
-# Error: the run stops, or learns or measures something wrong. Warning: the toolboxes leave the
-# entry out or clip it, or the fault can't be decided. docs/verify_data.md explains each.
+# Error: the run stops, or learns or measures something wrong. Warning: the toolboxes skip the
+# entry or clip it, or the data alone can't confirm the fault. docs/verify_data.md explains each.
 SEVERITIES = {
     # of a COCO annotation file
     'annotation file': ERROR,

@@ -21,7 +21,7 @@ from .source import Source
 
 # A quick check reads this many pairs, evenly spread.
 SAMPLE = 16
-# A class that so many label maps should use, and none does, is missing for a reason.
+# It is suspicious if at least so many label maps should use a class and none does.
 _ENOUGH = 5
 
 

@@ -26,7 +26,7 @@ from .tree import (
 )
 from .unpack import differing_files, unpack
 
-DOWNLOADS = 'downloads'  # beside what the archives unpack to; what lies there is this tool's
+DOWNLOADS = 'downloads'  # beside the unpacked folders; only this tool writes there
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
         path = own
     else:
         path = Path(origin.place)
-        # Our own got its name after its checksum held.
+        # A download of this tool has this name only if its checksum was right.
         if path != own and (found := _md5(path)) != archive.md5:
             raise UserError(
                 f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
@@ -259,11 +259,7 @@ def _check_room(pending: dict[Archive, _Source], root: Path, keep: bool) -> None
             downloaded.append(archive.size - (part.stat().st_size if part.is_file() else 0))
     need = unpacked + (sum(downloaded) if keep else max(downloaded, default=0))
     with open_folder(root) as folder:
-        if need > folder.free():
-            raise UserError(
-                f'{_listed(pending)}: about {decimal(need)} are needed in {root}, and '
-                f'{decimal(folder.free())} are free: make room, or give another --root'
-            )
+        folder.check_room(need, f'preparing {_listed(pending)}')
 
 
 def _print_tree(dataset: Dataset, root: Path) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from rich.filesize import decimal
-
 from ..errors import UserError
 from .archives import Archive, Dataset, Files
 from .faults import first_names
@@ -102,11 +100,7 @@ def copy_files(files: Files, top: Path, folder: OpenFolder) -> None:
     entries = list(_scan(files, top))
     missing = [(entry, size) for entry, size in entries if folder.size(entry.name) != size]
     need = sum(size for _, size in missing)
-    if need > folder.free():
-        raise UserError(
-            f'copying {top} takes {decimal(need)}, and {folder.path} has '
-            f'{decimal(folder.free())} free: make room, or leave --copy out to link'
-        )
+    folder.check_room(need, f'copying {top}', 'leave --copy out to link')
     with byte_bar(f'{folder.path.name}: copying', sum(size for _, size in entries)) as update:
         update(advance=sum(size for _, size in entries) - need)
         for entry, size in missing:

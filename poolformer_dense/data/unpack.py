@@ -23,12 +23,12 @@ from .inside import OpenFolder, open_folder
 from .progress import byte_bar
 
 _CHUNK = 1 << 20
-_BLOCK = 4096  # what a file takes on a disk, at least and in steps
+_BLOCK = 4096  # a file takes whole blocks of a disk
 # Photographs hardly shrink and annotations shrink fourfold; deflate can reach 1032.
 _MOST_PER_BYTE = 20
 _DRIVE = re.compile(r'[A-Za-z]:')
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile raises when the bytes of a file make no sense.
+# What zipfile raises on a damaged file.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 
 
@@ -53,11 +53,7 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
         entries = _read_entries(archive, path, top)
         with open_folder(root, into) as folder:
             missing = sum(_on_disk(e) for e in entries if not _has_size(folder.path, e))
-            if missing > folder.free():
-                raise UserError(
-                    f'unpacking {path} takes {decimal(missing)}, and {folder.path} has '
-                    f'{decimal(folder.free())} free: make room, or give another --root'
-                )
+            folder.check_room(missing, f'unpacking {path}')
         total = sum(entry.file_size for entry in entries)
         with byte_bar(f'{path.name}: unpacking', total) as update:
             for parent, group in groupby(sorted(entries, key=_parent), key=_parent):
@@ -68,7 +64,7 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
 
 
 def differing_files(path: Path, top: str, folder: Path) -> list[str]:
-    """Return the names of what a zip file holds and a folder lacks or has otherwise.
+    """Return the files of a zip file that a folder lacks or has with other contents.
 
     Args:
         path: The zip file.

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..config.walk import evaluators_of
 from .validation import keep_detections, keep_label_maps, keep_summary, label_record
 
 
@@ -99,6 +100,5 @@ class ReportHook(Hook):
 
 
 def _ann_file(runner: Runner) -> str | None:
-    evaluators = runner.cfg.get('val_evaluator') or []
-    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
-    return next((e['ann_file'] for e in evaluators if e.get('ann_file')), None)
+    metrics = evaluators_of(runner.cfg, 'val')
+    return next((metric['ann_file'] for _, metric in metrics if metric.get('ann_file')), None)

@@ -41,6 +41,7 @@ from backbones.checkpoints import (
     weights_of,
 )
 
+from ..config.walk import nodes_of_type
 from ..errors import UserError
 from ..files import save_sealed
 from .checkpoint_hook import AtomicCheckpointHook
@@ -420,9 +421,8 @@ class DenseRunner(Runner):
         return built
 
     def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
-        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-            if isinstance(metric, dict) and metric.get('type') == 'FasterCocoMetric':
-                _check_faster_coco()
+        if any(nodes_of_type(evaluator, 'FasterCocoMetric')):
+            _check_faster_coco()
         return super().build_evaluator(evaluator)
 
     def scale_lr(

@@ -345,7 +345,7 @@ def test_a_linked_data_set_is_used_and_never_written_to(small, trees, contents, 
 def test_a_disk_that_is_too_small_is_named_before_the_first_byte(serve, server, tmp_path):
     dataset = serve('coco')
     huge = [replace(archive, size=10**17) for archive in dataset.archives]
-    with pytest.raises(UserError, match=r'about 400\.0 PB are needed in .*free.*--root'):
+    with pytest.raises(UserError, match=r'train2017\.zip takes 400\.0 PB, and .*free.*--root'):
         prepare(replace(dataset, archives=tuple(huge)), tmp_path)
     assert server.requests == []
 
