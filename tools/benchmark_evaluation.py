@@ -46,7 +46,7 @@ def main() -> None:
         annotations = Path(folder, 'annotations.json')
         truth = write_ground_truth(annotations, content, args.seed)
         samples = generate_detections(truth, content, args.seed)
-        # In turn, so that both suffer alike from what else the machine does.
+        # In turn, so that other load on the machine affects both.
         turns = [(m, e) for m in ('bbox', 'segm') for _ in range(args.repeat) for e in EVALUATORS]
         for turn in track(turns, 'evaluating'):
             metric, evaluator = turn

@@ -74,7 +74,7 @@ def chart(
     """Return a chart of the lines that have a point, and its table.
 
     Args:
-        title: What it shows; no two of a page are alike.
+        title: What it shows; unique on the page.
         lines: The lines; those that are ``faint`` have no entry in the legend.
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
@@ -154,7 +154,7 @@ def heat_map(shares: np.ndarray, names: Sequence[str], title: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         axes.set_position((margin / total, 0, size / total, 1 - margin / total))
-        # A colour for light and dark alike: what lies behind shows through small shares.
+        # A colour for light and dark pages: the background shows through small shares.
         cells = np.zeros((*shares.shape, 4))
         cells[..., :3] = 0.2, 0.5, 0.9
         cells[..., 3] = np.where(shares > 0, 0.08 + 0.92 * shares, 0)

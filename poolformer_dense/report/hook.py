@@ -94,7 +94,7 @@ class ReportHook(Hook):
     def _harmless(self, runner: Runner, consequence: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is, hours of training are worth more
+        except Exception as error:  # no failure of a report is worth hours of training
             self._failed = True
             runner.logger.warning(f'{consequence}: {type(error).__name__}: {error}')
 

@@ -65,9 +65,9 @@ def _report(run: Run, out: Path) -> list[Section]:
         Section('confusion', 'Confusion matrix', predictions.confusions()),
         Section('speed', 'Speed and memory', sections.speed([run])),
         Section('gallery', 'Validation images', predictions.gallery()),
-        Section('files', 'Checkpoints and files', sections.files(run, out)),
+        Section('files', 'Checkpoints and files', sections.file_links(run, out)),
         Section('configuration', 'Configuration', sections.configuration(run)),
-        Section('environment', 'Environment', sections.environment(run)),
+        Section('environment', 'Environment', sections.machine(run)),
     ]
 
 

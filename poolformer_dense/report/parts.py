@@ -55,7 +55,7 @@ Row = Sequence[str | Cell]
 
 @dataclass
 class Table(Part):
-    """A table whose first column names the rows; no two captions of a page are alike."""
+    """A table whose first column names the rows; its caption is unique on the page."""
 
     caption: str
     header: Sequence[str]

@@ -122,7 +122,7 @@ class Detections:
         self.precision = np.where(precision < 0, np.nan, precision)
 
     def confusion(self) -> np.ndarray:
-        """Match detections with objects at IoU 0.5 whatever their classes, the surest first.
+        """Match detections with objects at IoU 0.5, regardless of class, highest scores first.
 
         Returns:
             Counts by true class (rows) and predicted class, (K + 1, K + 1); the last of each is

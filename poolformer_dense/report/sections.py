@@ -161,7 +161,7 @@ def speed(runs: Sequence[Run]) -> list[Part]:
     return parts
 
 
-def files(run: Run, out: Path) -> list[Part]:
+def file_links(run: Run, out: Path) -> list[Part]:
     """Return links to a work directory's files."""
     last = run.folder / 'last_checkpoint'
     last_name = Path(last.read_text().strip()).name if last.is_file() else ''
@@ -206,7 +206,7 @@ def compare_configurations(runs: Sequence[Run]) -> list[Part]:
     return [*missing, _differences('Entries that differ', runs, known)]
 
 
-def environment(run: Run) -> list[Part]:
+def machine(run: Run) -> list[Part]:
     """Return what the log says of the machine."""
     if not run.environment:
         return [Text('The log, which tells the environment, was not found or has no such lines.')]

@@ -22,7 +22,7 @@ PICTURES = 3
 def choose(scores: Sequence[float]) -> dict[str, list[int]]:
     """Return the positions of the best, median and worst scores, `PICTURES` of each at most.
 
-    None is in two of the kinds, and each has its best first.
+    No position is in two of the three, and each lists its highest score first.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     count = max(1, min(PICTURES, len(order) // 3))

@@ -91,7 +91,7 @@ def compete(
         tasks.append(part)
 
     seconds = time_in_turn(tasks, rounds, turn)
-    torch.compiler.reset()  # the next workload starts anew
+    torch.compiler.reset()  # the next workload starts without this one's graphs
     return [replace(row, seconds=turns) for row, turns in zip(rows, seconds, strict=True)], missing
 
 
@@ -171,7 +171,7 @@ def _difference(task: Task, truth: Outcome) -> float:
 
 @contextlib.contextmanager
 def _in_one_line(place: str) -> Iterator[None]:
-    """Raise what torch can't do here (memory, dtype, size, compiler) as one line."""
+    """Turn an error of torch (memory, dtype, size, compiler) into one line."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

@@ -40,8 +40,8 @@ def record_inputs(
 ) -> list[tuple[Any, Tensor]]:
     """Return a network's modules of some kinds in their order, each with a tensor like its input.
 
-    The network is built with backend='reference', so its layers are called one by one. The tensors
-    are on ``meta``: they have a shape and a dtype, but no memory.
+    The network has backend='reference', so its layers are called one by one. The tensors are on
+    ``meta``: they have a shape and a dtype, but no memory.
     """
     found = []
 

@@ -1,7 +1,7 @@
 """Other implementations of a preset, doing the same work with the same weights.
 
-The work is four feature maps, each after an output norm. mmpretrain has output norms of its own;
-timm and transformers return the maps before them, so here they get plain copies of ours.
+The work is four feature maps, each after an output norm. mmpretrain includes output
+norms. timm and transformers return the maps before them, so they get plain copies of our norms.
 """
 
 from __future__ import annotations

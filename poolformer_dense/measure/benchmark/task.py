@@ -239,10 +239,10 @@ class Task:
 def time_in_turn(
     tasks: Sequence[Callable[[], object]], rounds: int, turn: float = 0.5
 ) -> list[tuple[float, ...]]:
-    """Time tasks in turn, A B A B, so that what else the machine does falls on all alike.
+    """Time tasks in turn, A B A B, so that other load on the machine affects all of them.
 
-    Each turn begins with a call that does not count: a training or a service does the same again
-    and again, and does not find the caches and the allocator as another model left them.
+    Each turn begins with a call that does not count. A training or a service repeats the same work,
+    so its caches and allocator are warm, and not in the state that another model left.
 
     Args:
         tasks: What to call.
