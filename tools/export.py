@@ -24,24 +24,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
+    from torch import nn
 
     from poolformer_dense.export.parity import Parity
-    from poolformer_dense.predict.predictor import Predictor
-
-    Size = tuple[int, int] | None
 
 # Long and short sides of the drawn images that a dynamic export is compared on.
 DRAWN = ((128, 96), (101, 67), (224, 160), (517, 333), (1088, 800))
-# As the library has them, which takes seconds to import.
-FORMATS = ('onnx', 'torch-export')
-SMALLEST = 32
+SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
+SMALLEST = 32  # as the library has it, which takes seconds to import
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--to', choices=FORMATS, required=True, help='.onnx or .pt2')
+    parser.add_argument('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
     parser.add_argument('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
     parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
     parser.add_argument(
@@ -74,21 +71,12 @@ def print_parity(title: str, parity: Parity, unit: str) -> None:
     )
 
 
-def pictures(predictor: Predictor, paths: list[Path], size: Size) -> Iterator[np.ndarray]:
-    """Yield what the file is compared on: the given images, resized, or drawn ones."""
-    from poolformer_dense.export.exporter import resized
+def drawn_scenes(size: tuple[int, ...] | None) -> Iterator[np.ndarray]:
     from poolformer_dense.measure.shapes import draw_scene
-    from poolformer_dense.predict.media import Unreadable, read_image
 
-    for path in paths:
-        try:
-            yield resized(predictor, read_image(path))
-        except Unreadable as error:
-            raise UserError(f'--parity {path}: {error}') from error
-    if not paths:
-        sides = DRAWN if size is None else ((max(size), min(size)),) * 3
-        for i, each in enumerate(sides):
-            yield draw_scene((5, i), *each).image
+    sides = DRAWN if size is None else ((max(size), min(size)),) * 3
+    for i, each in enumerate(sides):
+        yield draw_scene((5, i), *each).image
 
 
 def main() -> None:
@@ -96,7 +84,12 @@ def main() -> None:
     if args.size and (args.dynamic or min(args.size) < SMALLEST):
         raise UserError(f'--size: at least {SMALLEST} {SMALLEST}, and not with --dynamic')
     from poolformer_dense.config.load import load_config
-    from poolformer_dense.export.exporter import SUFFIXES, parity_batches, usual_size, write_export
+    from poolformer_dense.export.exporter import (
+        parity_batches,
+        read_resized,
+        usual_size,
+        write_export,
+    )
     from poolformer_dense.export.parity import measure_parity
     from poolformer_dense.export.program import round_weights
     from poolformer_dense.predict.media import find_media
@@ -115,15 +108,18 @@ def main() -> None:
     bfloat16 = args.dtype == 'bfloat16'
     graph, run = write_export(predictor, path, size, bfloat16, args.nms)
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+
+    def compare_with(model: nn.Module) -> Parity:
+        images = read_resized(predictor, paths) if paths else drawn_scenes(size)
+        return measure_parity(graph, model, run, parity_batches(images, size))
+
     unit = 'detections' if predictor.detects else 'pixels'
     if bfloat16:
-        batches = parity_batches(pictures(predictor, paths, size), size)
-        effect = measure_parity(graph, reference, run, batches)
+        effect = compare_with(reference)
         print_parity('with the float32 weights, to see what the rounding does', effect, unit)
         reference = predictor.model
         round_weights(reference)
-    batches = parity_batches(pictures(predictor, paths, size), size)
-    parity = measure_parity(graph, reference, run, batches)
+    parity = compare_with(reference)
     print_parity('with the model', parity, unit)
     if not parity.holds:
         print('the file does NOT compute what the model does')

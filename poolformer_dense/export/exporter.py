@@ -12,12 +12,11 @@ import numpy as np
 from backbones.version import __version__
 
 from ..errors import UserError
+from ..predict.media import Unreadable, read_image
 from ..predict.predictor import Predictor
 from .graphs import BoxGraph, Graph, build_graph
 from .parity import Array, Run
 from .program import store_in_bfloat16, trace, write_program
-
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
 
 def write_export(
@@ -39,7 +38,7 @@ def write_export(
     Raises:
         UserError: The model can't be exported so.
     """
-    if nms and (path.suffix != SUFFIXES['onnx'] or not predictor.detects):
+    if nms and (path.suffix != '.onnx' or not predictor.detects):
         raise UserError(
             '--nms is for detectors in ONNX: torch has no such operator of its own. Apply '
             'mmcv.ops.batched_nms or torchvision.ops.batched_nms to what the program returns'
@@ -49,7 +48,7 @@ def write_export(
         store_in_bfloat16(graph)
     metadata = describe(predictor, graph)
     metadata['weights'] = 'bfloat16, cast to float32' if bfloat16 else 'float32'
-    if path.suffix == SUFFIXES['torch-export']:
+    if path.suffix == '.pt2':
         return graph, write_program(trace(graph, size), path, metadata)
     try:
         from .onnx_file import write_onnx
@@ -97,13 +96,22 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
 
 def usual_size(predictor: Predictor) -> tuple[int, int]:
     """Return height and width that the test pipeline gives to a picture of 640 x 480 pixels."""
-    height, width = resized(predictor, np.zeros((480, 640, 3), np.uint8)).shape[:2]
+    height, width = predictor.prepare(np.zeros((480, 640, 3), np.uint8))['inputs'].shape[1:]
     return height, width
 
 
-def resized(predictor: Predictor, image: Array) -> Array:
-    """Return an image (H, W, 3), uint8, BGR, as the test pipeline resizes it."""
-    return np.asarray(predictor.prepare(image)['inputs']).transpose(1, 2, 0)
+def read_resized(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Array]:
+    """Yield images (H, W, 3), uint8, BGR, as the test pipeline resizes them.
+
+    Raises:
+        UserError: One can't be read.
+    """
+    for path in paths:
+        try:
+            image = read_image(path)
+        except Unreadable as error:
+            raise UserError(f'--parity {path}: {error}') from error
+        yield predictor.prepare(image)['inputs'].numpy().transpose(1, 2, 0)
 
 
 def parity_batches(images: Iterable[Array], size: tuple[int, int] | None) -> Iterator[Array]:

@@ -73,9 +73,11 @@ def test_a_file_of_one_size_agrees_on_given_images(run, config, checkpoint, tmp_
         (['--to', 'onnx', '--out', 'x.pt2'], '--to onnx writes a .onnx file'),
         (['--to', 'torch-export', '--nms'], '--nms is for detectors in ONNX'),
         (['--to', 'onnx', '--parity', 'gone.jpg'], 'gone.jpg: it does not exist'),
+        (['--to', 'torch-export', '--size', 32, 32, '--parity', 'bad.jpg'], '--parity bad.jpg: '),
     ],
 )
-def test_errors_are_one_line(call, config, checkpoint, options, message):
+def test_errors_are_one_line(call, config, checkpoint, tmp_path, options, message):
+    (tmp_path / 'bad.jpg').write_bytes(b'')
     done = call('export.py', config, checkpoint, *options)
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
