@@ -1,8 +1,12 @@
 """The MetaFormer block and its parts."""
 
+# torch declares that modules return Any.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +62,7 @@ class ChannelMLP(nn.Module):
         self.fusable = type(activation) is nn.GELU and activation.approximate == 'none'
         for conv in (self.fc1, self.fc2):
             nn.init.trunc_normal_(conv.weight, std=0.02)
-            if bias:
+            if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,11 +86,11 @@ class MetaFormerBlock(nn.Module):
         drop_path: Probability that a sample skips a branch, in [0, 1).
 
     Attributes:
-        path: As in `backbones.ops.use`.
+        backend: As in `backbones.ops.use_backend`.
         recompute_mlp: Compute the MLP's hidden activations again in backward.
     """
 
-    path = 'auto'
+    backend = 'auto'
     recompute_mlp = False
 
     def __init__(
@@ -94,7 +98,7 @@ class MetaFormerBlock(nn.Module):
         dim: int,
         norm: Callable[[int], nn.Module],
         token_mixer: nn.Module,
-        mlp: nn.Module | None,
+        mlp: ChannelMLP | None,
         layer_scale_init: float | None,
         res_scale_init: float | None,
         residual: bool,
@@ -123,29 +127,32 @@ class MetaFormerBlock(nn.Module):
         self.fuses_mlp = plain and mlp is not None and mlp.fusable
 
     def forward(self, x: Tensor) -> Tensor:
-        mixing, mlp = self.paths(x.device.type)
+        mixing, mlp = self.backends(x.device.type)
         x = self._mixing(x) if mixing == 'reference' else self._fused_mixing(x)
         if self.mlp is not None:
-            x = self._mlp(x) if mlp == 'reference' else self._fused_mlp(x)
+            x = (self._mlp if mlp == 'reference' else self._fused_mlp)(x, self.mlp)
         return x  # (B, C, H, W)
 
-    def paths(self, device_type: str) -> tuple[str, str]:
-        """Return which path of `backbones.ops` the two branches take on a type of device."""
-        path = ops.resolve(self.path, device_type)
+    def backends(self, device_type: str) -> tuple[str, str]:
+        """Return which backend of `backbones.ops` computes each branch on a type of device.
+
+        A branch that is no operator is computed by its modules, as by 'reference'.
+        """
+        backend = ops.resolve_backend(self.backend, device_type)
         return (
-            path if self.fuses_mixing else 'reference',
-            path if self.fuses_mlp else 'reference',
+            backend if self.fuses_mixing else 'reference',
+            backend if self.fuses_mlp else 'reference',
         )
 
     def _mixing(self, x: Tensor) -> Tensor:
         branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
         return self._add(self.res_scale1(x), branch)
 
-    def _mlp(self, x: Tensor) -> Tensor:
+    def _mlp(self, x: Tensor, mlp: ChannelMLP) -> Tensor:
         if self.recompute_mlp and torch.is_grad_enabled():
-            branch = checkpoint(lambda x: self.mlp(self.norm2(x)), x, use_reentrant=False)
+            branch = checkpoint(lambda x: mlp(self.norm2(x)), x, use_reentrant=False)
         else:
-            branch = self.mlp(self.norm2(x))
+            branch = mlp(self.norm2(x))
         return self._add(self.res_scale2(x), self.layer_scale2(branch))
 
     def _add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
@@ -153,22 +160,21 @@ class MetaFormerBlock(nn.Module):
         return shortcut + branch if self.residual else branch
 
     def _fused_mixing(self, x: Tensor) -> Tensor:
-        norm, scale = self.norm1, getattr(self.layer_scale1, 'scale', None)
+        norm, scale = cast(ModifiedLayerNorm, self.norm1), getattr(self.layer_scale1, 'scale', None)
         drop = self.drop_path.draw(x)
-        return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.path)
+        return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.backend)
 
-    def _fused_mlp(self, x: Tensor) -> Tensor:
-        return ops.norm_mlp(
-            x,
-            self.norm2.weight,
-            self.norm2.bias,
-            self.mlp.fc1.weight,
-            self.mlp.fc1.bias,
-            self.mlp.fc2.weight,
-            self.mlp.fc2.bias,
-            getattr(self.layer_scale2, 'scale', None),
-            self.drop_path.draw(x),
-            self.norm2.eps,
-            self.recompute_mlp,
-            self.path,
+    def _fused_mlp(self, x: Tensor, mlp: ChannelMLP) -> Tensor:
+        norm = cast(ModifiedLayerNorm, self.norm2)
+        inputs = ops.MLPInputs(
+            x=x,
+            weight=norm.weight,
+            bias=norm.bias,
+            w1=mlp.fc1.weight,
+            b1=mlp.fc1.bias,
+            w2=mlp.fc2.weight,
+            b2=mlp.fc2.bias,
+            scale=getattr(self.layer_scale2, 'scale', None),
+            drop=self.drop_path.draw(x),
         )
+        return ops.norm_mlp(inputs, norm.eps, self.recompute_mlp, self.backend)

@@ -1,11 +1,14 @@
 """The MetaFormer skeleton: downsampling, stages, multi-scale outputs, freezing."""
 
+# torch declares that modules return Any.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ from .blocks import ChannelMLP, MetaFormerBlock
 from .checkpoints import load_weights
 from .fuse import fold_block
 from .norms import NORMS, ModifiedLayerNorm
-from .ops import checked, resolve
+from .ops import check_backend, resolve_backend
 from .presets import FAMILIES, NUM_STAGES, PRESETS, Arch, PerStage, Spec, resolve_arch
 from .token_mixers import TOKEN_MIXERS
 
@@ -56,7 +59,7 @@ class PositionEmbedding(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(1, dim, *resolution))
 
     def forward(self, x: Tensor) -> Tensor:
-        embedding = self.embedding
+        embedding: Tensor = self.embedding
         if x.shape[2:] != embedding.shape[2:]:
             embedding = F.interpolate(embedding, x.shape[2:], mode='bicubic')
         return x + embedding
@@ -78,9 +81,9 @@ class MetaFormer(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
             downsampling before them. Output norms are never frozen: ImageNet files lack them.
         with_cp: Recompute each block in backward instead of keeping its activations.
-        ops: Which path computes the blocks and their norms: 'auto' takes fused operators on a CPU
-            where they cover the block, 'triton' on a GPU, 'reference' plain torch; see
-            `backbones.ops.use`.
+        backend: What computes the blocks and their norms: 'auto' takes fused operators on a CPU
+            where they cover the block, 'triton' kernels for a GPU, 'reference' plain torch; see
+            `backbones.ops.use_backend`.
         recompute: 'mlp' recomputes the hidden activations of the channel MLPs in backward: a third
             of the memory for a few percent of the time.
         in_channels: Channels of the input image.
@@ -89,6 +92,7 @@ class MetaFormer(BaseModule):
         activation: In place of the arch's activation of the channel MLP.
         mlp_ratio: In place of the arch's; 0 leaves the channel MLP out.
         residual: In place of the arch's; False leaves the residual connections out.
+        ops: The former name of ``backend``, refused.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights,
             strictly, in any layout that ``backbones/checkpoints`` knows.
 
@@ -97,6 +101,7 @@ class MetaFormer(BaseModule):
     """
 
     presets: Mapping[str, Arch] = PRESETS
+    is_init: bool  # mmengine's
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class MetaFormer(BaseModule):
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        ops: str = 'auto',
+        backend: str = 'auto',
         recompute: str | None = None,
         in_channels: int = 3,
         token_mixers: Spec | PerStage | None = None,
@@ -113,10 +118,15 @@ class MetaFormer(BaseModule):
         activation: Spec | None = None,
         mlp_ratio: float | None = None,
         residual: bool | None = None,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        ops: str | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        changes = dict(
+        if ops is not None:
+            raise ValueError(
+                f'ops={ops!r}: the argument is now called backend; write backend={ops!r}'
+            )
+        changes: dict[str, Any] = dict(
             token_mixers=token_mixers,
             norm=norm,
             activation=activation,
@@ -158,20 +168,20 @@ class MetaFormer(BaseModule):
         for module in self.modules():
             if isinstance(module, MetaFormerBlock):
                 module.recompute_mlp = recompute == 'mlp'
-        self.set_ops(ops)
+        self.set_backend(backend)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage."""
-        if resolve(self.ops, x.device.type) != 'reference':
-            # Its operators and the convolutions are faster so; shapes and values are the same.
+        if resolve_backend(self.backend, x.device.type) != 'reference':
+            # Fused operators and convolutions are faster on it; shapes and values are the same.
             x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         for i, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
             x = downsample(x)
             if str(i) in self.position_embeddings:
                 x = self.position_embeddings[str(i)](x)
-            for block in blocks:
+            for block in blocks.children():
                 if self.with_cp and torch.is_grad_enabled():
                     # The reentrant variant loses gradients when its input needs none, as behind a
                     # frozen stem.
@@ -182,16 +192,16 @@ class MetaFormer(BaseModule):
                 outputs.append(self.output_norms[str(i)](x))
         return tuple(outputs)
 
-    def set_ops(self, ops: str) -> None:
-        """Choose which path computes the blocks and their norms, as the constructor does.
+    def set_backend(self, backend: str) -> None:
+        """Choose what computes the blocks and their norms, as the constructor does.
 
         Raises:
-            ValueError: There is no such path, or it can't run here.
+            ValueError: There is no such backend, or it can't run here.
         """
-        self.ops = checked(ops)
+        self.backend = check_backend(backend)
         for module in self.modules():
             if isinstance(module, (MetaFormerBlock, ModifiedLayerNorm)):
-                module.path = ops
+                module.backend = backend
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, if it names one; constructors have done the rest."""
@@ -230,7 +240,8 @@ class MetaFormer(BaseModule):
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d) and dtype is not None:
                 conv.to(dtype)
-        return self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval()
+        return self
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
@@ -252,7 +263,7 @@ def build_block(arch: Arch, stage: int, drop_path: float) -> MetaFormerBlock:
     return MetaFormerBlock(
         dim=dim,
         norm=partial(_build, NORMS, arch.norm),
-        token_mixer=_build(TOKEN_MIXERS, arch.token_mixers[stage], dim),
+        token_mixer=_build(TOKEN_MIXERS, cast(PerStage, arch.token_mixers)[stage], dim),
         mlp=mlp,
         layer_scale_init=arch.layer_scale_init,
         res_scale_init=arch.res_scale_init[stage],

@@ -25,10 +25,10 @@ class ModifiedLayerNorm(nn.GroupNorm):
         bias: Whether each channel has a learned shift.
 
     Attributes:
-        path: As in `backbones.ops.use`.
+        backend: As in `backbones.ops.use_backend`.
     """
 
-    path = 'auto'
+    backend = 'auto'
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__(num_groups=1, num_channels=dim, eps=eps)
@@ -36,7 +36,7 @@ class ModifiedLayerNorm(nn.GroupNorm):
             self.register_parameter('bias', None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.modified_layer_norm(x, self.weight, self.bias, self.eps, self.path)
+        return ops.modified_layer_norm(x, self.weight, self.bias, self.eps, self.backend)
 
 
 @NORMS.register_module()

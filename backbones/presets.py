@@ -57,7 +57,9 @@ class Arch:
             object.__setattr__(self, name, values)
 
 
-def _sizes(names: str, depths: list[tuple], dims: list[tuple], **shared: Any) -> dict[str, Arch]:
+def _sizes(
+    names: str, depths: Sequence[Sequence[int]], dims: Sequence[Sequence[int]], **shared: Any
+) -> dict[str, Arch]:
     rows = zip(names.split(), depths, dims, strict=True)
     return {name: Arch(depths=depth, dims=dim, **shared) for name, depth, dim in rows}
 

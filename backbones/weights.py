@@ -48,7 +48,7 @@ _TOP1_V1 = {
     'metaformer_ppff_s12_224': 77.9,
 }
 # arXiv 2210.13452 and github.com/sail-sg/metaformer, by family and size.
-_TOP1_V2 = {
+_TOP1_V2: dict[str, dict[str, float | None]] = {
     'identityformer': {'s12': 74.6, 's24': 78.2, 's36': 79.3, 'm36': 80.0, 'm48': 80.4},
     'randformer': {'s12': 76.6, 's24': 78.2, 's36': 79.5, 'm36': 81.2, 'm48': 81.4},
     'poolformerv2': {'s12': 78.0, 's24': 80.7, 's36': 81.6, 'm36': 82.2, 'm48': 82.6},
@@ -56,7 +56,7 @@ _TOP1_V2 = {
     'caformer': {'s18': 83.6, 's36': 84.5, 'm36': 85.2, 'b36': 85.5},
 }
 # The same architectures trained further or on more; ImageNet-21k alone has no published accuracy.
-_TOP1_V2_VARIANTS = {
+_TOP1_V2_VARIANTS: dict[str, dict[str, dict[str, float | None]]] = {
     '_384': {
         'convformer': {'s18': 84.4, 's36': 85.4, 'm36': 85.6, 'b36': 85.7},
         'caformer': {'s18': 85.0, 's36': 85.7, 'm36': 86.2, 'b36': 86.4},

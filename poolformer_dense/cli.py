@@ -1,17 +1,18 @@
-"""What the tools share: errors the user can mend are one line, not a traceback."""
+"""What the tools share: arguments, and errors that the user can fix as one line, not a traceback.
+
+A tool imports torch and whatever brings it in `main`, after its arguments are parsed, so that
+``--help`` and a wrong argument answer at once. Nothing here imports them earlier.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from mmengine.config import DictAction
-
-from backbones.checkpoints import CheckpointError
-
-from .errors import RankError, UserError
+from .errors import RankError, UserError, first_process
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -20,25 +21,52 @@ def run_tool(main: Callable[[], None]) -> int:
     """Run a tool's main function; return its exit code.
 
     Returns:
-        0, or 2 after an error the user can mend (of several processes the first prints it, or the
+        0, or 2 after an error the user can fix (of several processes the first prints it, or the
         one that it concerns alone), or 130 after Ctrl-C.
     """
     try:
         main()
-    except (UserError, CheckpointError) as error:
-        if first_process() or isinstance(error, RankError):
-            print(f'error: {error}', file=sys.stderr)
-        return 2
+    except UserError as error:
+        return _report(error)
+    except ValueError as error:
+        from backbones.checkpoints import CheckpointError  # it is a ValueError
+
+        if not isinstance(error, CheckpointError):
+            raise
+        return _report(error)
     except KeyboardInterrupt:
-        print('\ninterrupted; a training goes on from its last checkpoint with --resume')
+        print('\ninterrupted; --resume continues a training from its last checkpoint')
         return 130
     return 0
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints a tool's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the config file, which must exist, and ``--cfg-options``."""
+    from mmengine.config import DictAction  # without torch, but slower than all else here
+
+    parser.add_argument('config', type=_config_file, help='config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        type=_key_value,
+        metavar='KEY=VALUE',
+        help='override entries of the config: key=value, with dots for depth and [] or () for '
+        'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
+        'data_root=PATH moves every path of the data',
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    add_config_options(parser)
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     add_unsafe_load(parser)
 
@@ -55,27 +83,14 @@ def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=_key_value,
-        metavar='KEY=VALUE',
-        help='override entries of the config: key=value, with dots for depth and [] or () for '
-        'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
-        'data_root=PATH moves every path of the data',
-    )
-
-
-def first_process() -> bool:
-    """Whether this is the first of a job's processes, which torchrun and Slurm number."""
-    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
-
-
 class _UnsafeLoad(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         setattr(namespace, self.dest, True)
         if first_process():
             print(
@@ -83,6 +98,18 @@ class _UnsafeLoad(argparse.Action):
                 'rights, on this machine',
                 file=sys.stderr,
             )
+
+
+def _report(error: Exception) -> int:
+    if first_process() or isinstance(error, RankError):
+        print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def _config_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
+    return path
 
 
 def _key_value(argument: str) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 try:
     from packaging.requirements import Requirement
 except ImportError:  # a bare environment still has pip, which carries a copy
-    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
 
 FAMILIES = {
     'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 def installed_distributions() -> dict[str, str]:
     """Returns the version of each installed distribution, by its normalised name."""
-    found = {}
+    found: dict[str, str] = {}
     for dist in importlib.metadata.distributions():
         if name := dist.metadata['Name']:
             found.setdefault(re.sub(r'[-_.]+', '-', name).lower(), dist.version)
@@ -168,7 +168,7 @@ def diagnose(root: Path) -> list[Finding]:
     """Examines the running environment against the requirement files under `root`."""
     dists = installed_distributions()
     stack, row = find_stack(dists)
-    rows = [check_python(sys.version_info), row]
+    rows = [check_python(sys.version_info[:3]), row]
     for part in ('runtime', f'stack-{stack}', 'tests', 'optional'):
         for requirement in read_requirements(root / 'requirements' / f'{part}.txt'):
             needed = part != 'tests' and requirement.name not in TOOLBOXES
@@ -188,7 +188,7 @@ def diagnose(root: Path) -> list[Finding]:
     return rows
 
 
-def format_table(rows: list[Finding]) -> str:
+def format_findings(rows: list[Finding]) -> str:
     """Lays the rows out as text, each remedy on a line of its own under its row."""
     width, lines = max(len(row.name) for row in rows), []
     for row in sorted(rows, key=lambda row: row.status == 'PROBLEM'):  # problems last, in sight

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def save_sealed(checkpoint: Any, path: str | os.PathLike[str]) -> None:
     with replacing(path) as file:
         stream = _Sealing(file)
         try:
-            torch.save(checkpoint, stream)  # type: ignore[arg-type]
+            torch.save(checkpoint, cast(IO[bytes], stream))
         except Exception as error:
             # torch's writer reports a failed write by errors of its own.
             raise stream.failure or error from error

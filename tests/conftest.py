@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 
@@ -20,6 +24,14 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _read_metafiles_once() -> Iterator[None]:
+    """For each base named by ``mmdet::`` mmengine reads all of mmdet's metafiles, which is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.utils.load', functools.cache(mmengine.load))
+        yield
 
 
 @pytest.fixture(scope='session')
@@ -48,24 +60,74 @@ def tiny_coco() -> Path:
     return Path(folder)
 
 
+class ToolServer:
+    """`tests.tool_server`, started when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, '-m', 'tests.tool_server'], cwd=ROOT, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        out, err = (Path(tempfile.mkstemp(dir=self.folder)[1]) for _ in range(2))
+        job = dict(words=words, cwd=str(cwd), env=env, out=str(out), err=str(err))
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+
 @pytest.fixture(scope='session')
-def run(root: Path) -> Callable[..., subprocess.CompletedProcess]:
+def run_fresh(root: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run a tool as a user would: another process, from another folder."""
 
     def run_tool(
-        tool: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
+        tool: str | Path, *arguments: object, cwd: Path, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess:
-        command = [str(root / 'tools' / tool), *map(str, arguments)]
-        if tool.endswith('.py'):
-            command.insert(0, sys.executable)
-        venv = str(Path(sys.executable).parent)
-        environment = os.environ | {
-            'PATH': f'{venv}{os.pathsep}{os.environ["PATH"]}',
-            'VIRTUAL_ENV': str(Path(venv).parent),
-            **(env or {}),
-        }
+        path = root / 'tools' / tool
+        command = [sys.executable] if path.suffix == '.py' else []
+        command += [str(path), *map(str, arguments)]
         return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+            command, cwd=cwd, env=_environment(env), capture_output=True, text=True, timeout=600
         )
 
     return run_tool
+
+
+@pytest.fixture(scope='session')
+def run(
+    root: Path,
+    run_fresh: Callable[..., subprocess.CompletedProcess],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """As `run_fresh`, but Python tools are forked from a process that has imported the stack.
+
+    The import takes ten times as long as most of what is tested. With a GPU all are fresh, because
+    CUDA does not survive a fork.
+    """
+    server = ToolServer(tmp_path_factory.mktemp('printed'))
+
+    def run_tool(
+        tool: str | Path, *arguments: object, cwd: Path, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
+        path = root / 'tools' / tool
+        if path.suffix != '.py' or torch.cuda.is_available():
+            return run_fresh(tool, *arguments, cwd=cwd, env=env)
+        return server.run([str(path), *map(str, arguments)], cwd, _environment(env))
+
+    yield run_tool
+    if server.process is not None:
+        server.process.stdin.close()
+        server.process.wait()
+
+
+def _environment(added: dict[str, str] | None) -> dict[str, str]:
+    venv = str(Path(sys.executable).parent)
+    return os.environ | {
+        'PATH': f'{venv}{os.pathsep}{os.environ["PATH"]}',
+        'VIRTUAL_ENV': str(Path(venv).parent),
+        **(added or {}),
+    }

@@ -13,19 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import run_tool
-from poolformer_dense.measure.analysis import analyze, format_table
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('target', metavar='CONFIG|PRESET', help='a config, or e.g. poolformer_s12')
     parser.add_argument(
-        '--size',
-        nargs=2,
-        type=int,
-        default=(224, 224),
-        metavar=('H', 'W'),
-        help='of the image in pixels (224 224)',
+        '--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'), help='(224 224)'
     )
     parser.add_argument('--json', action='store_true', help='print JSON, sizes in bytes')
     return parser.parse_args()
@@ -33,10 +27,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.measure.analysis import analyze, format_analysis
+
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         analysis = analyze(args.target, args.size)
-    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_table(analysis))
+    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
 All do the same work with the same weights: four feature maps, each after an output norm, in which
 they agree (this is checked first); training adds the backward of fixed gradients of all four. timm
 and transformers have no output norms and get plain copies of ours. Every peer runs in both memory
-formats, and the faster one counts; 'ours' is the default model (on a GPU with ops='triton') on
+formats, and the faster one counts; 'ours' is the default model (on a GPU with backend='triton') on
 contiguous images, as a config builds it. Below float32 the weights stay in float32, under autocast.
 The matrix products alone, in the same dtype, are the floor: all convolutions and linear layers,
 without attention's own products. On a GPU a copy of the bytes that enter the blocks is another.
@@ -22,23 +22,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from rich.console import Console
+from poolformer_dense.cli import make_parser, run_tool
 
-from poolformer_dense.cli import run_tool
-from poolformer_dense.measure import benchmark
-
-CONTESTANTS = [*benchmark.PEERS, 'compile']
+# As the library has them, which takes seconds to import.
+CONTESTANTS = ('reference', 'mmpretrain', 'timm', 'hf', 'compile')
+TASKS = ('infer', 'train')
+DTYPES = ('float32', 'float16', 'bfloat16')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add('preset', nargs='?', default='poolformer_s12', help='e.g. poolformer_s12 (the default)')
-    add('--task', choices=benchmark.TASKS, default='infer')
-    add('--dtype', choices=[*benchmark.TOLERANCE], default='float32')
+    add('--task', choices=TASKS, default='infer')
+    add('--dtype', choices=DTYPES, default='float32')
     sizes = parser.add_mutually_exclusive_group()
     pixels = at_least(32)  # stage 4 needs that
     help = 'of the images in pixels (512 512)'
@@ -90,6 +87,11 @@ def new_file(text: str) -> Path:
 
 def main() -> None:
     args = parse_args()
+    import torch
+    from rich.console import Console
+
+    from poolformer_dense.measure import benchmark
+
     device = benchmark.select_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

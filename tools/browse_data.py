@@ -7,26 +7,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.progress import track
-
-from poolformer_dense.cli import add_config_options, run_tool
-from poolformer_dense.config.load import load_config
-from poolformer_dense.data.browse import draw_samples
+from poolformer_dense.cli import add_config, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument('out', metavar='OUT', help='folder of the pictures')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, metavar='N', help='of pictures (20)')
     parser.add_argument('--seed', type=int, default=0, help='another number, other pictures (0)')
-    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    from rich.progress import track
+
+    from poolformer_dense.config.browse import draw_samples
+    from poolformer_dense.config.load import load_config
+
     cfg = load_config(args.config, args.cfg_options)
     pictures = draw_samples(cfg, args.out, args.split, args.number, args.seed)
     count = sum(1 for _ in track(pictures, 'drawing', total=args.number))

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# build_mmcv.sh PYTHON REQUIREMENT: compiles e.g. mmcv==2.1.0 against the torch of PYTHON and prints the wheel's path.
-# The wheel stays in a cache keyed by all that decides its content, so that each machine compiles once; the objects of
-# an interrupted compilation stay there too, and ninja takes them up. Messages go to stderr.
+# Usage: tools/build_mmcv.sh PYTHON REQUIREMENT
+# Compiles e.g. mmcv==2.1.0 against the torch of PYTHON and prints the path of the wheel. The wheel is cached under a
+# key of everything that determines its content, so each machine compiles once. The object files of an interrupted
+# compilation are cached too, and ninja reuses them. Messages go to stderr.
 set -euo pipefail
 python=$1 mmcv=$2
 say() { printf '         %s\n' "$*" >&2; }
@@ -22,7 +23,7 @@ EOF
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/poolformer-dense/${mmcv/==/-}-$platform
 mkdir -p "$cache"
 exec 9>"$cache/.lock"
-flock -n 9 || { say "another set-up compiles $mmcv: waiting for it"; flock 9; }
+flock -n 9 || { say "another set-up is compiling $mmcv: waiting for it"; flock 9; }
 wheel() { compgen -G "$cache/*.whl"; }
 wheel && exit
 
@@ -34,7 +35,7 @@ if [[ ! -d $cache/source ]]; then
   mv "$cache/unpacked" "$cache/source"
 fi
 
-show_progress() {  # ninja's '[n/N]' lines become one moving line on a terminal, one line in 30 s elsewhere
+show_progress() {  # turn ninja's '[n/N]' lines into one updated line on a terminal, or one line every 30 s
   local line text last=0
   while IFS= read -r line; do
     [[ $line =~ ^[[:space:]]*\[([0-9]+)/([0-9]+)\] ]] || continue
@@ -50,13 +51,13 @@ show_progress() {  # ninja's '[n/N]' lines become one moving line on a terminal,
 }
 log=$cache/build.log duration='5 to 15 minutes on 2 cores'
 [[ $cuda == 0 ]] || duration="$duration for the CPU, several times that for CUDA"
-say "compiling its C++ operators, once for this machine: $duration (log: $log)"
+say "compiling its C++ operators once for this machine: $duration (log: $log)"
 export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} CFLAGS='-g0 -O2' CXXFLAGS='-g0 -O2'  # -g0 halves the time
-# ninja has to be on PATH: torch would compile without it, and start from nothing after an interruption
+# ninja must be on PATH: without it torch compiles too, but starts from scratch after an interruption
 PATH=$(dirname "$python"):$PATH "$python" -m pip wheel -v --no-deps --no-build-isolation --use-pep517 \
   --wheel-dir "$cache/built" "$cache/source" 2>&1 | tee "$log" | show_progress || {
     grep -m 5 -E ': (fatal )?error: |[Kk]illed' "$log" >&2 || tail -n 5 "$log" >&2
-    die "$mmcv did not compile; log: $log; if the compiler was killed for lack of memory, try MAX_JOBS=1"
+    die "$mmcv did not compile; log: $log; if the compiler was killed because memory ran out, try MAX_JOBS=1"
   }
 mv "$cache"/built/*.whl "$cache/"
 rm -rf "$cache/source" "$cache/built"

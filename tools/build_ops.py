@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Compile the loops of the operators on CPUs (backbones/ops/native.cpp), as `make setup` does.
+"""Compile the loops of backbones/ops/backends/native.cpp for CPUs, as `make setup` does.
 
-Without them ops='auto' takes torch's own operators, which are slower.
+Without them backend='auto' takes torch's own operators, which are slower.
 """
 
 import argparse
@@ -10,18 +10,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbones.ops import library
 from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import UserError
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
+    from backbones.ops.backends import library
+
     try:
         paths = library.build()
     except RuntimeError as error:
         raise UserError(
-            f"{library.SOURCE}: {error}; without it ops='auto' takes slower operators of torch"
+            f"{library.SOURCE}: {error}; without it backend='auto' takes slower operators of torch"
         ) from error
     for path in paths:
         print(path)

@@ -15,34 +15,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbones.checkpoints import (
-    LAYOUTS,
-    MIRROR_VARIABLE,
-    CheckpointError,
-    convert_names,
-    listed,
-    localise,
-    read_checkpoint,
-    to_layout,
-    weights_of,
-)
-from backbones.checkpoints.conversion import dropped_by
-from poolformer_dense.cli import add_unsafe_load, run_tool
-from poolformer_dense.files import write_checkpoint
+from poolformer_dense.cli import add_unsafe_load, make_parser, run_tool
+
+# As backbones.checkpoints has them, which takes seconds to import.
+LAYOUT_NAMES = ('ours', 'official', 'mmpretrain', 'baselines', 'timm', 'hf')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         'src',
         metavar='SRC',
         help='a file, a URL, or the name of released weights, which is looked for in the folder '
-        f'or URL that the environment variable {MIRROR_VARIABLE} names, if it is set',
+        'or URL that the environment variable POOLFORMER_WEIGHTS names, if it is set',
     )
     parser.add_argument('dst', metavar='DST', help='a new file: .safetensors, or anything else')
-    parser.add_argument('--to', required=True, choices=list(LAYOUTS), help='layout of DST')
+    parser.add_argument('--to', required=True, choices=LAYOUT_NAMES, help='layout of DST')
     parser.add_argument('--prefix', help="what stands before the backbone's names in SRC")
     add_unsafe_load(parser)
     return parser.parse_args()
@@ -50,6 +38,20 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from backbones.checkpoints import (
+        LAYOUTS,
+        MIRROR_VARIABLE,
+        CheckpointError,
+        convert_names,
+        listed,
+        localise,
+        read_checkpoint,
+        to_layout,
+        weights_of,
+    )
+    from backbones.checkpoints.conversion import dropped_by
+    from poolformer_dense.files import write_checkpoint
+
     source = localise(args.src, os.environ.get(MIRROR_VARIABLE))
     weights = weights_of(read_checkpoint(source, unsafe=args.unsafe_load), source)
     try:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 try:
-    from poolformer_dense.doctor import diagnose, format_table
+    from poolformer_dense.doctor import diagnose, format_findings
 except ModuleNotFoundError as missing:
     sys.exit(f'doctor: {sys.executable} is bare ({missing}): make setup')
 
@@ -17,7 +17,7 @@ except ModuleNotFoundError as missing:
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     rows = diagnose(ROOT)
-    print(format_table(rows))
+    print(format_findings(rows))
     return int(any(row.status == 'PROBLEM' for row in rows))
 
 

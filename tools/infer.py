@@ -14,19 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config_options, add_unsafe_load, run_tool
-from poolformer_dense.config.load import load_config
+from poolformer_dense.cli import add_config, add_unsafe_load, make_parser, run_tool
 from poolformer_dense.errors import UserError
-from poolformer_dense.predict.inference import build_inferencer
-from poolformer_dense.predict.media import find_media
-from poolformer_dense.predict.predictions import infer_files
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file')
+    parser = make_parser(__doc__)
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         'inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"'
@@ -46,7 +40,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--batch', type=int, default=1, help='images of one forward pass (1)')
     parser.add_argument('--no-pictures', action='store_true', help='write the results alone')
-    add_config_options(parser)
     add_unsafe_load(parser)
     return parser.parse_args()
 
@@ -55,17 +48,22 @@ def main() -> None:
     args = parse_args()
     if args.batch < 1:
         raise UserError(f'--batch {args.batch}: at least 1')
+    from poolformer_dense.config.load import load_config
+    from poolformer_dense.predict.media import find_media
+    from poolformer_dense.predict.predictor import load_predictor
+    from poolformer_dense.predict.result_files import infer_files
+
     cfg = load_config(args.config, args.cfg_options)
     if args.score_thr is not None and cfg.default_scope != 'mmdet':
         raise UserError('--score-thr is for detection; label maps have no scores')
     out = args.out or Path(cfg.work_dir, 'predictions')
     paths, nothing = find_media(args.inputs, leave_out=out)
-    inferencer = build_inferencer(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
+    predictor = load_predictor(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
     for given, reason in nothing:
         print(f'skipped {given}: {reason}', file=sys.stderr)
     start = time.monotonic()
     done, unreadable = infer_files(
-        inferencer,
+        predictor,
         paths,
         out,
         0.3 if args.score_thr is None else args.score_thr,

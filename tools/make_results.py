@@ -12,36 +12,35 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rich.progress import track
-
-from poolformer_dense.cli import run_tool
-from poolformer_dense.measure.results_page import (
-    PAGE,
-    format_page,
-    load_metafile,
-    measure,
-    write_metafile,
-)
+from poolformer_dense.cli import make_parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
-        '--measure', action='store_true', help='count anew what each model costs (minutes)'
+        '--measure', action='store_true', help='count again what each model costs (minutes)'
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    from rich.progress import track
+
+    from poolformer_dense.measure.results_page import (
+        PAGE,
+        format_results,
+        load_metafile,
+        measure_costs,
+        write_metafile,
+    )
+
     metafile = load_metafile(ROOT)
     if args.measure:
         for model in track(metafile['Models'], description='measuring'):
-            model['Metadata'] |= measure(ROOT / model['Config'])
+            model['Metadata'] |= measure_costs(ROOT / model['Config'])
         write_metafile(ROOT, metafile)
-    (ROOT / PAGE).write_text(format_page(ROOT, metafile))
+    (ROOT / PAGE).write_text(format_results(ROOT, metafile))
     print(f'{PAGE}: {len(metafile["Models"])} models')
 
 

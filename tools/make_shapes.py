@@ -7,8 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.measure.shapes import write_ade20k, write_coco
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -17,6 +15,8 @@ def main() -> None:
     parser.add_argument('--val', type=int, default=40, help='validation images')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    from poolformer_dense.measure.shapes import write_ade20k, write_coco
+
     write_coco(Path(args.root, 'coco'), args.train, args.val, args.seed)
     write_ade20k(Path(args.root, 'ade'), args.train, args.val, args.seed)
     print(f'{args.train} training and {args.val} validation images in {args.root}/coco and /ade')

@@ -2,7 +2,7 @@
 """Bring COCO 2017 or ADE20K to the layout that the configs expect; see docs/data.md.
 
 Downloads, or takes what is there already (--from), unpacks and checks. Interrupted at any moment,
-the same command goes on where it stopped.
+the same command resumes where it stopped.
 """
 
 import argparse
@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import run_tool
 from poolformer_dense.data.archives import DATASETS
-from poolformer_dense.data.prepare import prepare, verify
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +45,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.data.prepare import check_prepared, prepare
+
     dataset = DATASETS[args.dataset]
     if args.verify_only:
-        verify(dataset, args.root, args.source)
+        check_prepared(dataset, args.root, args.source)
         return
     try:
         prepare(
@@ -60,7 +61,7 @@ def main() -> None:
             keep_archives=args.keep_archives,
         )
     except KeyboardInterrupt:
-        print('\ninterrupted; the same command goes on from here', file=sys.stderr)
+        print('\ninterrupted; run the same command again to resume', file=sys.stderr)
         sys.exit(130)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import run_tool
-from poolformer_dense.report.page import write_report
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +26,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.report.page import write_report
+
     print(write_report(args.work_dirs, args.out))
 
 

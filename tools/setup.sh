@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Prepares $VENV for one stack; `make help` lists the variables it reads. Interrupt it at will: run again, it resumes.
-# `--quiet` prints nothing when there is nothing to do.
+# Creates $VENV for one stack; `make help` lists the variables that it reads. If it is interrupted, run it again to
+# resume. `--quiet` prints nothing if there is nothing to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} TORCH=${TORCH:-} MMCV_LINKS=${MMCV_LINKS:-}
 say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-trap 'echo; die "interrupted: the same command resumes"' INT TERM
+trap 'echo; die "interrupted: run the same command again to resume"' INT TERM
 
-# --- which stack, and is it there already? -------------------------------------------------------------------------
-holds() {  # is a distribution of this family in the venv?
+# --- which stack, and is it already installed? ----------------------------------------------------------------------
+holds() {  # whether the environment has a distribution of this stack
   local name names='mmengine mmcv mmdet mmsegmentation'
   [[ $1 == openmmlab ]] || names='onedl_mmengine onedl_mmcv onedl_mmdetection onedl_mmsegmentation'
   for name in $names; do
@@ -18,7 +18,7 @@ holds() {  # is a distribution of this family in the venv?
   done
   return 1
 }
-# A venv keeps its family, so that `make test` needs no STACK after `make setup STACK=openmmlab`.
+# An environment keeps its stack: after `make setup STACK=openmmlab`, `make test` needs no STACK.
 STACK=${STACK:-$(if holds openmmlab; then echo openmmlab; else echo onedl; fi)}
 case $STACK in
   onedl) other=openmmlab ;;
@@ -28,7 +28,7 @@ esac
 ! holds $other || die "$VENV holds the $other stack, whose files $STACK would overwrite: add" \
   "VENV=.venv-$STACK, or remove $VENV"
 
-stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/{native.cpp,library.py} |
+stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/backends/{native.cpp,library.py} |
   sha256sum | cut -c-12)
 finish_if_ready() {
   [[ -f $stamp && -x $VENV/bin/python ]] || return 0
@@ -37,7 +37,7 @@ finish_if_ready() {
 }
 finish_if_ready "$@"
 
-# --- what pip cannot bring -----------------------------------------------------------------------------------------
+# --- what pip cannot install ----------------------------------------------------------------------------------------
 command -v "$PYTHON" >/dev/null || die "$PYTHON not found: name a Python, e.g. PYTHON=python3.11"
 "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' ||
   die "Python 3.10 to 3.13 is needed, $PYTHON is $("$PYTHON" -V 2>&1): name another, e.g. PYTHON=python3.11"
@@ -52,16 +52,16 @@ fi
 "$PYTHON" -c 'import ctypes; ctypes.CDLL("libgthread-2.0.so.0")' 2>/dev/null || missing+=(libglib2.0-0)
 [[ -z ${missing[*]} ]] || die "system packages are missing; on Debian or Ubuntu: sudo apt-get install -y ${missing[*]}"
 
-# --- the environment and torch -------------------------------------------------------------------------------------
+# --- the environment and torch --------------------------------------------------------------------------------------
 mkdir -p "$VENV"
 exec 9>"$VENV/.setup.lock"
-flock -n 9 || { say "another set-up works on $VENV: waiting for it"; flock 9; finish_if_ready "$@"; }
+flock -n 9 || { say "another set-up of $VENV is running: waiting for it"; flock 9; finish_if_ready "$@"; }
 python=$(cd "$VENV" && pwd)/bin/python
 if ! "$python" -m pip --version >/dev/null 2>&1; then
   say "creating $VENV"
   "$PYTHON" -m venv "$VENV" || die "cannot create $VENV with $PYTHON: remove $VENV and run again"
 fi
-# pip writes INSTALLER and RECORD last: a distribution with neither is half there, yet pip would take it for installed
+# pip writes INSTALLER and RECORD last: a distribution with neither is incomplete, but pip treats it as installed
 for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
   [[ -f $info/INSTALLER || -f $info/RECORD ]] || rm -r "$info"
 done
@@ -75,18 +75,18 @@ elif [[ -n $TORCH ]]; then
   "$python" -m pip install $TORCH || die "pip could not install TORCH='$TORCH' (its message is above)"
 else
   say "installing torch for the CPU"
-  # few retries: where PyTorch's own index is out of reach, pip goes on to PyPI; --no-deps: so it asks only once
+  # few retries: if PyTorch's own index is unreachable, pip falls back to PyPI; --no-deps: so that it tries only once
   "$python" -m pip install --no-deps --retries 1 --timeout 15 -r requirements/constraints-cpu.txt ||
     die 'pip could not install torch (its message is above): check the network, or name a build with TORCH='
-  [[ $(torch_version) == *+cpu ]] || say 'this is the build from PyPI: on Linux it brings gigabytes of CUDA libraries'
+  [[ $(torch_version) == *+cpu ]] || say 'this is the build from PyPI: on Linux it includes gigabytes of CUDA libraries'
 fi
 torch=$(torch_version)
 echo "torch==$torch" >"$VENV/torch.txt"
-# every later call is bound to this torch
+# every later call is constrained to this torch
 pip() { "$python" -m pip "$1" --quiet --constraint "$VENV/torch.txt" "${@:2}" || die "pip $1 failed, see above"; }
 
-# --- mmcv, the one package with operators to compile ---------------------------------------------------------------
-say 'installing what builds mmcv'
+# --- mmcv, the only package with operators to compile ---------------------------------------------------------------
+say 'installing the build requirements of mmcv'
 pip install torch -r requirements/build.txt
 mmcv=$(grep -E '^(onedl-)?mmcv==' "requirements/stack-$STACK.txt")
 if "$python" - "${mmcv/==*/}" "${mmcv/*==/}" 2>/dev/null <<'EOF'
@@ -102,7 +102,7 @@ then
   say "$mmcv is installed, operators included"
 elif [[ -n $MMCV_LINKS ]]; then
   say "installing $mmcv from $MMCV_LINKS"
-  # OneDL publishes a package index, OpenMMLab a page of links: pip passes over the one that does not apply
+  # OneDL publishes a package index, OpenMMLab a page of links: pip ignores the option that does not apply
   "$python" -m pip install --no-deps --force-reinstall --only-binary :all: \
     --index-url "$MMCV_LINKS" --find-links "$MMCV_LINKS" "$mmcv" ||
     die "no wheel of $mmcv for $("$python" -V) and torch $torch at $MMCV_LINKS: choose a pair it has, or compile" \
@@ -113,13 +113,13 @@ else
   pip install --no-deps --force-reinstall "$wheel"
 fi
 
-# --- the rest ------------------------------------------------------------------------------------------------------
-say "installing the $STACK stack, the tests' tools and this project"
+# --- the rest -------------------------------------------------------------------------------------------------------
+say "installing the $STACK stack, the test tools and this project"
 pip install -r "requirements/stack-$STACK.txt" -r requirements/runtime.txt -r requirements/tests.txt
 pip install --no-deps --no-build-isolation --editable .
 [[ $(torch_version) == "$torch" ]] || die "torch changed from $torch to $(torch_version): remove $VENV and run again"
-say "compiling the CPU operators' loops"
-"$python" tools/build_ops.py >/dev/null || say 'going on without them'  # then plain torch does their work
+say "compiling the CPU operators"
+"$python" tools/build_ops.py >/dev/null || say 'continuing without them'  # fallback: operators of torch
 rm -f "$VENV"/.setup-*-*
 touch "$stamp"
 say 'done; checking'

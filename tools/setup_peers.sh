@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prepares $VENV_PEERS, where tests/parity compares our backbones with timm's, Hugging Face's and mmpretrain's, on a CPU.
-# Interrupt it at will: run again, it resumes. `--quiet` prints nothing when there is nothing to do.
+# Creates $VENV_PEERS, where tests/parity compares our backbones with timm's, Hugging Face's and mmpretrain's, on a CPU.
+# If it is interrupted, run it again to resume. `--quiet` prints nothing if there is nothing to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3} VENV=${VENV_PEERS:-.venv-peers}
 say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 die() { printf 'peers: %s\n' "$*" >&2; exit 1; }
-trap 'echo; die "interrupted: the same command resumes"' INT TERM
+trap 'echo; die "interrupted: run the same command again to resume"' INT TERM
 
 stamp=$VENV/.peers-$(cat requirements/{peers,constraints-cpu}.txt tools/setup_peers.sh | sha256sum | cut -c-12)
 finish_if_ready() {
@@ -19,18 +19,18 @@ finish_if_ready "$@"
 
 mkdir -p "$VENV"
 exec 9>"$VENV/.setup.lock"
-flock -n 9 || { say "another set-up works on $VENV: waiting for it"; flock 9; finish_if_ready "$@"; }
+flock -n 9 || { say "another set-up of $VENV is running: waiting for it"; flock 9; finish_if_ready "$@"; }
 python=$(cd "$VENV" && pwd)/bin/python
 if ! "$python" -m pip --version >/dev/null 2>&1; then
-  say "creating $VENV, where the tests compare with other implementations"
+  say "creating $VENV for comparisons with other implementations"
   "$PYTHON" -m venv "$VENV" || die "cannot create $VENV with $PYTHON: remove $VENV and run again"
 fi
-# pip writes INSTALLER and RECORD last: a distribution with neither is half there, yet pip would take it for installed
+# pip writes INSTALLER and RECORD last: a distribution with neither is incomplete, but pip treats it as installed
 for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
   [[ -f $info/INSTALLER || -f $info/RECORD ]] || rm -r "$info"
 done
 
-# few retries: without a network the tests go on, and say that they skip
+# few retries: without a network the tests soon continue, and report that these are skipped
 pip() {
   "$python" -m pip install --quiet --retries 1 --timeout 15 "$@" || die "pip could not install $what, see above"
 }
@@ -44,14 +44,14 @@ if [[ ${torch%+*} != "$wanted" ]]; then
   torch=$(torch_version)
 fi
 [[ $torch == *+cpu || $(uname) != Linux ]] ||
-  die "torch $torch is not a CPU build, and would bring gigabytes of CUDA libraries: when download.pytorch.org" \
-    "is in reach, remove $VENV and run again"
+  die "torch $torch is not a CPU build, and would install gigabytes of CUDA libraries: when download.pytorch.org" \
+    "is reachable, remove $VENV and run again"
 echo "torch==$torch" >"$VENV/torch.txt"
 
-what='what requirements/peers.txt names'
+what='the packages of requirements/peers.txt'
 say 'installing timm, transformers and mmpretrain'
 pip --constraint "$VENV/torch.txt" torch -r requirements/build.txt
-# mmpretrain needs mmcv, but none of its operators, and these can't be left out of its build
+# mmpretrain needs mmcv without its operators, but mmcv's build cannot leave them out
 mmcv=$(grep '^onedl-mmcv==' requirements/stack-onedl.txt) site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
 if [[ ! -d $site/onedl_mmcv.egg-info ]]; then
   source=$VENV/mmcv-source

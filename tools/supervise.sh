@@ -1,21 +1,28 @@
-# To be sourced. `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that ends in its
-# exec, and returns its exit code, or 75 if the processes that it started left in FOLDER the mark of a training that was
-# told to stop.
-# SIGTERM and SIGUSR1 to the script: `FORWARD PID` is called at the first, the launcher gets the second as SIGTERM.
+# Source this file. It sets `tools`, this folder, and `python`, and defines a function.
+tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) python=python
+# An active environment takes precedence over the repository's .venv.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/python" ]; then
+    python=$tools/../.venv/bin/python
+fi
+
+# `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs
+# one, and returns its exit code. It returns 75 if the launched processes created the file PREEMPTED_FILE in FOLDER, as
+# a preempted training does. On the script's first SIGTERM or SIGUSR1, `FORWARD PID` is called with the launcher's PID; on
+# the second, the launcher gets a SIGTERM.
 supervise() {
-    local folder=$1 forward=$2 launcher code told=no
+    local folder=$1 forward=$2 launcher code forwarded=no
     shift 2
     PREEMPTED_FILE=$(mktemp -u "$folder/.preempted.XXXXXXXX")
     LAUNCH_TIME=$(date +%s)
     export PREEMPTED_FILE LAUNCH_TIME
     (trap - INT QUIT && "$@") &
     launcher=$!
-    trap 'if [ "$told" = no ]; then told=yes; "$forward" "$launcher"; else kill -TERM "$launcher"; fi' TERM USR1
-    trap : INT  # which the launcher has received, too
+    trap 'if [ "$forwarded" = no ]; then forwarded=yes; "$forward" "$launcher"; else kill -TERM "$launcher"; fi' TERM USR1
+    trap : INT  # the launcher receives it too
     while :; do
         code=0
         wait "$launcher" || code=$?
-        # A signal ends the wait, not the launcher.
+        # A signal interrupts `wait` while the launcher is still running.
         kill -0 "$launcher" 2>/dev/null || break
     done
     trap - TERM USR1 INT

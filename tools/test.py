@@ -7,15 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_run_arguments, run_tool
-from poolformer_dense.config.load import draw_predictions, dump_predictions, load_config
-from poolformer_dense.config.preflight import check_run
-from poolformer_dense.runner.runner import build_runner
+from poolformer_dense.cli import add_config, add_run_arguments, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)'
@@ -30,6 +27,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.config.load import draw_predictions, dump_predictions, load_config
+    from poolformer_dense.config.preflight import check_run
+    from poolformer_dense.runner import build_runner
+
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
     if args.out:

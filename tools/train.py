@@ -7,22 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
-# The imports take seconds; a request to stop waits until there is a handler.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbones.checkpoints import MIRROR_VARIABLE
-from poolformer_dense.cli import add_run_arguments, run_tool
-from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
-from poolformer_dense.config.preflight import check_run
-from poolformer_dense.runner.preemption import watch
-from poolformer_dense.runner.resume import candidates
-from poolformer_dense.runner.runner import build_runner
+from poolformer_dense.cli import add_config, add_run_arguments, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -39,15 +31,29 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from a checkpoint, by default the newest intact one in the work directory',
+        help='resume from a checkpoint, by default the newest intact one in the work directory',
     )
     add_run_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
+    # The imports take seconds; a request to stop waits until there is a handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     args = parse_args()
-    watch()
+    from poolformer_dense.runner import run_process
+
+    with run_process(args.unsafe_load, training=True):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    from backbones.checkpoints import MIRROR_VARIABLE
+    from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
+    from poolformer_dense.config.preflight import check_run
+    from poolformer_dense.runner import build_runner
+    from poolformer_dense.runner.resume import saved_checkpoints
+
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
@@ -56,8 +62,8 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     check_run(cfg, ['train', 'val'], args.unsafe_load)
-    if args.resume == 'auto' and not candidates(cfg.work_dir):
-        print(f'warning: no checkpoint in {cfg.work_dir} to resume from: training starts anew')
+    if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
+        print(f'warning: no checkpoint in {cfg.work_dir} to resume from; this is a new training')
     build_runner(cfg, args.unsafe_load).train()
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config_options, run_tool
-from poolformer_dense.config.load import load_config
-from poolformer_dense.data.verify import format_report, verify
+from poolformer_dense.cli import add_config, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument(
         '--fix',
         type=Path,
@@ -28,17 +26,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--examples', type=int, default=3, metavar='N', help='examples of each kind; 0: all (3)'
     )
-    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    from poolformer_dense.config.datasets import named_sources
+    from poolformer_dense.config.load import load_config
+    from poolformer_dense.data.audit import audit, format_audits
+
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         cfg = load_config(args.config, args.cfg_options)
-        results, unread = verify(cfg, fix=args.fix, progress=True)
-    print(format_report(results, unread, args.examples))
+        sources, unknown = named_sources(cfg)
+        results, unread = audit(sources, fix=args.fix, progress=True)
+    print(format_audits(results, unknown + unread, args.examples))
     if any(result.faults for result in results):
         sys.exit(1)
 

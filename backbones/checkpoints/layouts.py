@@ -1,6 +1,6 @@
 """How each code base names and shapes the parameters of a MetaFormer: data only.
 
-A row pairs a template of our name with one of theirs; `convert.py` fills them, in both directions.
+A row pairs a template of our name with one of theirs; `conversion.py` fills them, in both directions.
 The fields of a template:
 
 ``{s}``

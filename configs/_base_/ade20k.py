@@ -10,7 +10,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# The label map is loaded after the image is resized, so it is compared at its own size.
+# The label map is loaded after the image is resized, so it keeps the size of its file.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),

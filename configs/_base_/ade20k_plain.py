@@ -1,4 +1,4 @@
-# Tests at the sizes that keeping the ratio gives, instead of rounding them to multiples of 32.
+# Tests without rounding the image size to multiples of 32; the resize keeps the aspect ratio.
 _base_ = 'ade20k.py'
 
 test_pipeline = [

@@ -1,6 +1,6 @@
 # Large-scale jitter (arXiv 2012.07177) with the steps of mmdet::common/lsj-100e_coco-instance.py,
-# which can't be a base: it brings a runtime and a schedule along. Crops are padded to the largest
-# of their batch only, not to 1024x1024, for PoolFormer's norms average over the padding too.
+# which can't be a base, because it includes a runtime and a schedule. Crops are padded only to the
+# largest crop of their batch, not to 1024x1024, because PoolFormer's norms average over padding.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 image_size = (1024, 1024)

@@ -1,4 +1,4 @@
-# Semantic FPN as in the PoolFormer release: pyramid of 256 channels, head of 128, dropout 0.1.
+# Semantic FPN as in the PoolFormer release: FPN of 256 channels, head of 128, dropout 0.1.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

@@ -1,6 +1,6 @@
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 
-# RetinaNet's pyramid starts at stride 8: the stride-4 output and its norm are not built.
+# RetinaNet's FPN starts at stride 8, so the stride-4 output and its norm are not built.
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,5 +1,5 @@
-# 160,000 iterations, warm-up over 1,500, then linear to 0; base batch 8 GPUs x 2 images. It is the
-# usual recipe of UPerNet on hierarchical backbones, since Swin (arXiv 2103.14030).
+# 160,000 iterations, warm-up over 1,500, then linear decay to 0; base batch 8 GPUs x 2 images.
+# This is the usual recipe of UPerNet on hierarchical backbones since Swin (arXiv 2103.14030).
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),

@@ -1,4 +1,4 @@
-# 40,000 iterations, poly power 0.9 to 0, no warm-up; base batch 8 GPUs x 4 images.
+# 40,000 iterations, poly decay with power 0.9 to 0, no warm-up; base batch 8 GPUs x 4 images.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),

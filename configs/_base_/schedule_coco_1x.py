@@ -1,4 +1,5 @@
-# 12 epochs, steps at 8 and 11, linear warm-up over 500 iterations; base batch 8 GPUs x 2 images.
+# 12 epochs, learning rate steps at 8 and 11, linear warm-up over 500 iterations;
+# base batch 8 GPUs x 2 images.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(

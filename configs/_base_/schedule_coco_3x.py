@@ -1,4 +1,5 @@
-# 36 epochs, steps at 27 and 33, otherwise as the 1x schedule; base batch 8 GPUs x 2 images.
+# 36 epochs, learning rate steps at 27 and 33, otherwise like the 1x schedule;
+# base batch 8 GPUs x 2 images.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(

@@ -1,4 +1,4 @@
-# mmsegmentation's UPerNet: its head of 512 channels and an auxiliary head on stage 3.
+# UPerNet as in mmsegmentation: a head of 512 channels and an auxiliary head on stage 3.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',

@@ -1,4 +1,4 @@
-"""RetinaNet with PoolFormer-S12, a matrix over all tokens in stages 3 and 4."""
+"""RetinaNet with PoolFormer-S12 and spatial MLPs (a matrix over all tokens) in stages 3 and 4."""
 
 _base_ = '../retinanet_poolformer_s12.py'
 fc = dict(type='SpatialMLP', interpolate=True)

@@ -1,4 +1,4 @@
-"""Semantic FPN with PoolFormer-S24 on ADE20K, tested at sizes that are not multiples of 32.
+"""Semantic FPN with PoolFormer-S24 on ADE20K, tested without rounding the size to multiples of 32.
 
 Command: tools/dist_test.sh configs/beyond/fpn_poolformer_s24_plain.py CHECKPOINT 8
 Hardware: 8 GPUs x 4 images.

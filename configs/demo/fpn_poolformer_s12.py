@@ -1,4 +1,4 @@
-"""Semantic FPN with PoolFormer-S12 on drawn shapes, from scratch.
+"""Semantic FPN with PoolFormer-S12 on generated images of shapes, from scratch.
 
 Command: tools/train.py configs/demo/fpn_poolformer_s12.py
 """

@@ -1,4 +1,4 @@
-"""Mask R-CNN with PoolFormer-S12 on drawn shapes, from scratch.
+"""Mask R-CNN with PoolFormer-S12 on generated images of shapes, from scratch.
 
 Command: tools/train.py configs/demo/mask_rcnn_poolformer_s12.py
 """

@@ -1,4 +1,4 @@
-"""RetinaNet with PoolFormer-S12 on drawn shapes, from scratch: what `make demo` runs.
+"""RetinaNet with PoolFormer-S12 on generated images of shapes, from scratch: `make demo`.
 
 Command: tools/train.py configs/demo/retinanet_poolformer_s12.py
 Hardware: two CPU cores, about 4 minutes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from backbones.checkpoints import localise
 
 from ..errors import UserError
+from .moved import modernize
 from .overrides import apply_overrides
-from .preflight import pretrained_cfgs
+from .walk import entries_of, nodes_of_type
 
 
 def load_config(
@@ -28,6 +32,8 @@ def load_config(
 ) -> Config:
     """Read a config, import what it names, and merge the command line into it.
 
+    A config in a working directory of an earlier version is loaded too, with a warning.
+
     Args:
         path: The config file.
         overrides: ``--cfg-options``, dotted keys and values.
@@ -37,11 +43,18 @@ def load_config(
         prepare: Changes to make before the overrides, which may then refer to them.
 
     Raises:
-        UserError: There is no such config, or an override is wrong.
+        UserError: There is no such config, what it imports is not there, or an override is wrong.
     """
     if not Path(path).is_file():
         raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
-    cfg = Config.fromfile(path)
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    if changes := modernize(cfg):
+        message = f'{path} is of an earlier version: {", ".join(changes)}'
+        print_log(message, 'current', logging.WARNING)
+    try:
+        import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
+    except ImportError as error:
+        raise UserError(f'config {path}: custom_imports: {error}') from error
     scope = cfg.get('default_scope')
     if scope is None:
         raise UserError(f'config {path} has no default_scope (mmdet or mmseg): is it only a base?')
@@ -77,7 +90,7 @@ def use_mirror(cfg: Config, mirror: str | None) -> None:
     Raises:
         CheckpointError: The mirror is a folder and lacks a file that the config names.
     """
-    for init_cfg in pretrained_cfgs(cfg.model):
+    for _, init_cfg in nodes_of_type(cfg.model, 'Pretrained'):
         init_cfg['checkpoint'] = localise(init_cfg['checkpoint'], mirror)
     if cfg.get('load_from'):
         cfg.load_from = localise(cfg.load_from, mirror)
@@ -90,14 +103,13 @@ def dump_predictions(cfg: Config, out: str) -> None:
         return
     if Path(out).suffix not in ('.pkl', '.pickle'):
         raise UserError(f'--out {out}: detections go to a .pkl file')
-    metrics = cfg.test_evaluator
-    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    metrics = [metric for _, metric in entries_of(cfg.test_evaluator)]
     cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Make the test draw every image, ground truth beside prediction."""
-    # mmdet's hook would join a relative folder to the work directory anew at each image.
+    # mmdet's hook would join a relative folder to the working directory again at each image.
     folder = os.path.abspath(folder)
     cfg.default_hooks.visualization.draw = True
     if cfg.default_scope == 'mmseg':

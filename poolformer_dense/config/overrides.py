@@ -14,6 +14,7 @@ from mmengine.runner import LogProcessor, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .walk import walk
 
 
 def _parameters(target: Any) -> set[str]:
@@ -96,7 +97,7 @@ def apply_overrides(cfg: Config, overrides: dict[str, Any]) -> None:
 def _check_key(cfg: Config, merged: Config, key: str) -> None:
     parts = key.split('.')
     _check_effect(cfg, parts)
-    old, new = cfg._cfg_dict, merged._cfg_dict
+    old, new = cfg.to_dict(), merged.to_dict()
     for depth, part in enumerate(parts):
         if isinstance(new, (list, tuple)):
             old, new = (node[int(part)] for node in (old, new))
@@ -118,7 +119,7 @@ def _check_value(cfg: Config, key: str, value: Any) -> None:
         nearest = difflib.get_close_matches(value, known, 1, 0.6)
         hint = f'; the nearest is {nearest[0]}' if nearest else ''
         raise UserError(f'--cfg-options {key}: no class is called {value!r}{hint}')
-    old = dict(_nodes(cfg.to_dict())).get(key)
+    old = dict(walk(cfg)).get(key)
     if isinstance(old, (int, float)) and isinstance(value, str):
         raise UserError(f'--cfg-options {key}: {value!r} is text, the config has {old!r} there')
 
@@ -129,7 +130,7 @@ def _registered(root: registry.Registry) -> Iterator[str]:
         yield from child.module_dict
 
 
-def _valid_names(node: dict, place: str) -> set[str]:
+def _valid_names(node: dict[str, Any], place: str) -> set[str]:
     if 'type' not in node:
         return _TYPELESS.get(place, set())
     names = set(_CONSUMED.get(place, set()))
@@ -152,7 +153,7 @@ def _classes(name: Any) -> list[Any]:
 def _unknown(cfg: Config, key: str, place: str, part: str, valid: set[str], owner: Any) -> str:
     wanted = f'{place}.{part}'.lstrip('.')
     siblings = [f'{place}.{name}'.lstrip('.') for name in sorted(valid)]
-    everywhere = [path for path, value in _nodes(cfg.to_dict()) if not isinstance(value, dict)]
+    everywhere = [path for path, value in walk(cfg) if not isinstance(value, dict)]
     everywhere += [f'{node}.{name}' for node in _TYPELESS for name in sorted(_TYPELESS[node])]
     namesakes = [path for path in everywhere if path.split('.')[-1] == key.split('.')[-1]]
     nearest = (
@@ -174,7 +175,7 @@ def _check_effect(cfg: Config, parts: list[str]) -> None:
     value = tree[name]
     places = [
         path
-        for path, other in _nodes(tree)
+        for path, other in walk(tree)
         if path != name
         and not path.startswith(f'{name}.')
         and other == value
@@ -201,18 +202,10 @@ def _move_data_root(cfg: Config, new: str) -> None:
             return new.rstrip('/') + '/' + node[len(old) :].lstrip('/')
         return node
 
-    moved(cfg._cfg_dict)
-    # What the config says of getting its data is about the place it had.
+    for key, value in cfg.to_dict().items():
+        cfg[key] = moved(value)
+    # The config's hint at how to get its data is about the old place.
     cfg.pop('prepare_data', None)
-
-
-def _nodes(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        place = f'{path}.{key}'.lstrip('.')
-        yield place, value
-        if isinstance(value, (dict, list, tuple)):
-            yield from _nodes(value, place)
 
 
 def _without_scopes(node: Any) -> Any:

@@ -73,7 +73,7 @@ class Dataset:
 _COCO = Dataset(
     name='COCO 2017',
     archives=(
-        # The smallest first: what is wrong with the network or the disk shows early.
+        # The smallest first, so that a problem with the network or the disk shows early.
         Archive(
             url='http://images.cocodataset.org/annotations/annotations_trainval2017.zip',
             md5='f4bbac642086de4f52a3fdda2de5fa2c',

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,21 +40,11 @@ def coco_faults(content: Any, masks: bool = True, evaluated: bool = True) -> lis
         if not isinstance(entries, list):
             return [fault('annotation file', 'the file', f'has no list of {name}')]
         lists[name] = entries
-    sizes: dict[Any, _Size] = {}
-    category_ids: set = set()
-    category_names: set = set()
-    annotation_ids: set[int] = set()
+    checker = _Checker(masks, evaluated)
     checks = {
-        'images': partial(_image, sizes=sizes),
-        'categories': partial(_category, ids=category_ids, names=category_names),
-        'annotations': partial(
-            _annotation,
-            sizes=sizes,
-            category_ids=category_ids,
-            ids=annotation_ids,
-            masks=masks,
-            evaluated=evaluated,
-        ),
+        'images': checker.image,
+        'categories': checker.category,
+        'annotations': checker.annotation,  # last: they refer to the others
     }
     return [
         fault(kind, _name(name, entry, i), detail, (name, i), masks)
@@ -65,84 +54,87 @@ def coco_faults(content: Any, masks: bool = True, evaluated: bool = True) -> lis
     ]
 
 
-def _image(entry: Any, sizes: dict[Any, _Size]) -> Iterator[tuple[str, str]]:
-    """Kinds and details of what is wrong with one entry; fills in `sizes`."""
-    if not isinstance(entry, dict):
-        yield 'image entry', f'{_shown(entry)} is not an object'
-        return
-    file_name = entry.get('file_name', _MISSING)
-    if not isinstance(file_name, str) or not file_name:
-        yield 'image entry', f'file_name is {_shown(file_name)}'
-    size = (entry.get('width', _MISSING), entry.get('height', _MISSING))
-    whole = all(_is_number(v) and math.isfinite(v) and v > 0 and v == int(v) for v in size)
-    if not whole:
-        yield 'image entry', f'width is {_shown(size[0])}, height is {_shown(size[1])}'
-    image_id = entry.get('id', _MISSING)
-    if not _is_id(image_id):
-        yield 'image entry', f'id is {_shown(image_id)}'
-    elif image_id in sizes:
-        yield 'duplicate image id', f'{_shown(file_name)} has the id of an earlier image'
-    else:
-        sizes[image_id] = size if whole else None
+class _Checker:
+    """Yields kinds and details of what is wrong with entries, and notes what the sound ones are."""
 
+    def __init__(self, masks: bool, evaluated: bool) -> None:
+        self.masks, self.evaluated = masks, evaluated
+        self.sizes: dict[Any, _Size] = {}  # of images by their id
+        self.category_ids: set = set()
+        self.category_names: set[str] = set()
+        self.annotation_ids: set[int] = set()
 
-def _category(entry: Any, ids: set, names: set) -> Iterator[tuple[str, str]]:
-    """Kinds and details of what is wrong with one category; fills in `ids` and `names`."""
-    if not isinstance(entry, dict):
-        yield 'category entry', f'{_shown(entry)} is not an object'
-        return
-    category_id, name = entry.get('id', _MISSING), entry.get('name', _MISSING)
-    if not _is_id(category_id):
-        yield 'category entry', f'id is {_shown(category_id)}'
-    elif category_id in ids:
-        yield 'duplicate category', f'{_shown(name)} has the id of an earlier category'
-    elif isinstance(name, str) and name in names:
-        yield 'duplicate category', f'{_shown(name)} is the name of an earlier category'
-    if not isinstance(name, str):
-        yield 'category entry', f'name is {_shown(name)}'
-    else:
-        names.add(name)
-    if _is_id(category_id):
-        ids.add(category_id)
+    def image(self, entry: Any) -> Iterator[tuple[str, str]]:
+        if not isinstance(entry, dict):
+            yield 'image entry', f'{_shown(entry)} is not an object'
+            return
+        file_name = entry.get('file_name', _MISSING)
+        if not isinstance(file_name, str) or not file_name:
+            yield 'image entry', f'file_name is {_shown(file_name)}'
+        size = (entry.get('width', _MISSING), entry.get('height', _MISSING))
+        whole = all(_is_number(v) and math.isfinite(v) and v > 0 and v == int(v) for v in size)
+        if not whole:
+            yield 'image entry', f'width is {_shown(size[0])}, height is {_shown(size[1])}'
+        image_id = entry.get('id', _MISSING)
+        if not _is_id(image_id):
+            yield 'image entry', f'id is {_shown(image_id)}'
+        elif image_id in self.sizes:
+            yield 'duplicate image id', f'{_shown(file_name)} has the id of an earlier image'
+        else:
+            self.sizes[image_id] = size if whole else None
 
+    def category(self, entry: Any) -> Iterator[tuple[str, str]]:
+        if not isinstance(entry, dict):
+            yield 'category entry', f'{_shown(entry)} is not an object'
+            return
+        category_id, name = entry.get('id', _MISSING), entry.get('name', _MISSING)
+        if not _is_id(category_id):
+            yield 'category entry', f'id is {_shown(category_id)}'
+        elif category_id in self.category_ids:
+            yield 'duplicate category', f'{_shown(name)} has the id of an earlier category'
+        elif isinstance(name, str) and name in self.category_names:
+            yield 'duplicate category', f'{_shown(name)} is the name of an earlier category'
+        if not isinstance(name, str):
+            yield 'category entry', f'name is {_shown(name)}'
+        else:
+            self.category_names.add(name)
+        if _is_id(category_id):
+            self.category_ids.add(category_id)
 
-def _annotation(
-    entry: Any, sizes: dict[Any, _Size], category_ids: set, ids: set, masks: bool, evaluated: bool
-) -> Iterator[tuple[str, str]]:
-    """Kinds and details of what is wrong with one object; fills in `ids`."""
-    if not isinstance(entry, dict):
-        yield 'annotation entry', f'{_shown(entry)} is not an object'
-        return
-    annotation_id = entry.get('id', _MISSING)
-    if type(annotation_id) is not int:
-        yield 'annotation id', f'id is {_shown(annotation_id)}'
-    elif annotation_id in ids:
-        yield 'duplicate annotation id', 'has the id of an earlier annotation'
-    else:
-        ids.add(annotation_id)
-        if annotation_id == 0 and evaluated:
-            yield 'annotation id 0', 'pycocotools counts what matches it as a false positive'
-    image_id = entry.get('image_id', _MISSING)
-    size = None
-    if not _is_id(image_id) or image_id not in sizes:
-        yield 'unknown image id', f'image_id is {_shown(image_id)}'
-    else:
-        size = sizes[image_id]
-    category_id = entry.get('category_id', _MISSING)
-    if not _is_id(category_id) or category_id not in category_ids:
-        yield 'unknown category id', f'category_id is {_shown(category_id)}'
-    yield from _box(entry.get('bbox', _MISSING), size)
-    area = entry.get('area', _MISSING)
-    if not _is_number(area):
-        yield 'invalid area', f'area is {_shown(area)}'
-    elif not math.isfinite(area):
-        yield 'NaN or infinite', f'area is {area}'
-    elif area <= 0:
-        yield 'area not positive', f'area is {area}'
-    crowd = entry.get('iscrowd', _MISSING if evaluated else 0)
-    if not isinstance(crowd, int) or crowd not in (0, 1):
-        yield 'iscrowd', f'iscrowd is {_shown(crowd)}, not 0 or 1'
-    yield from _segmentation(entry.get('segmentation'), size, masks)
+    def annotation(self, entry: Any) -> Iterator[tuple[str, str]]:
+        if not isinstance(entry, dict):
+            yield 'annotation entry', f'{_shown(entry)} is not an object'
+            return
+        annotation_id = entry.get('id', _MISSING)
+        if type(annotation_id) is not int:
+            yield 'annotation id', f'id is {_shown(annotation_id)}'
+        elif annotation_id in self.annotation_ids:
+            yield 'duplicate annotation id', 'has the id of an earlier annotation'
+        else:
+            self.annotation_ids.add(annotation_id)
+            if annotation_id == 0 and self.evaluated:
+                yield 'annotation id 0', 'pycocotools counts what matches it as a false positive'
+        image_id = entry.get('image_id', _MISSING)
+        if not _is_id(image_id) or image_id not in self.sizes:
+            yield 'unknown image id', f'image_id is {_shown(image_id)}'
+            size = None
+        else:
+            size = self.sizes[image_id]
+        category_id = entry.get('category_id', _MISSING)
+        if not _is_id(category_id) or category_id not in self.category_ids:
+            yield 'unknown category id', f'category_id is {_shown(category_id)}'
+        yield from _box(entry.get('bbox', _MISSING), size)
+        area = entry.get('area', _MISSING)
+        if not _is_number(area):
+            yield 'invalid area', f'area is {_shown(area)}'
+        elif not math.isfinite(area):
+            yield 'NaN or infinite', f'area is {area}'
+        elif area <= 0:
+            yield 'area not positive', f'area is {area}'
+        crowd = entry.get('iscrowd', _MISSING if self.evaluated else 0)
+        if not isinstance(crowd, int) or crowd not in (0, 1):
+            yield 'iscrowd', f'iscrowd is {_shown(crowd)}, not 0 or 1'
+        yield from _segmentation(entry.get('segmentation'), size, self.masks)
 
 
 def _box(box: Any, size: _Size) -> Iterator[tuple[str, str]]:

@@ -30,8 +30,8 @@ def clean(content: dict, faults: Sequence[Fault], masks: bool, evaluated: bool) 
     """
     done: Counter = Counter()
     cascade = False
-    # An entry that goes can leave others without their image or category: look again.
-    while faults := [found for found in faults if found.entry]:
+    # A dropped entry can leave others without their image or category: look again.
+    while any(found.entry for found in faults):
         _Pass(content, masks, done, cascade).run(faults)
         faults, cascade = coco_faults(content, masks, evaluated), True
     return done
@@ -53,8 +53,8 @@ class _Pass:
 
     def run(self, faults: Sequence[Fault]) -> None:
         for found in faults:
-            name, i = found.entry
-            if i in self.dropped[name]:
+            name, i = found.entry or ('', 0)
+            if not name or i in self.dropped[name]:
                 continue
             what = self._repair(found.kind, name, self.content[name][i])
             kind = found.kind
@@ -69,10 +69,10 @@ class _Pass:
                 entries[:] = [entry for i, entry in enumerate(entries) if i not in gone]
 
     def _repair(self, kind: str, name: str, entry: Any) -> str:
-        """Mend one fault; return what was done, or `_DROPPED`."""
+        """Repair one fault; return what was done, or `_DROPPED`."""
         if kind == 'duplicate image id':
             i, first = self.first[name][entry['id']]
-            if first != entry:  # nobody knows whose the objects are: they go in the next pass
+            if first != entry:  # whose are the objects? The next pass drops them
                 self.dropped[name].add(i)
             return _DROPPED
         if kind == 'duplicate category':
@@ -89,10 +89,10 @@ class _Pass:
         if kind in ('NaN or infinite', 'invalid area', 'area not positive'):
             return _area_of_box(entry)
         if kind == 'iscrowd':
-            return _mend_crowd(entry)
+            return _repair_crowd(entry)
         if kind in ('broken polygon', 'polygon outside image', 'broken RLE'):
             image = self.first['images'].get(entry.get('image_id'), (0, {}))[1]
-            return self._mend_mask(entry, image.get('width'), image.get('height'))
+            return self._repair_mask(entry, image.get('width'), image.get('height'))
         return _DROPPED
 
     def _merge_category(self, entry: dict) -> str:
@@ -100,7 +100,7 @@ class _Pass:
         of_id = [i for i, o in enumerate(objects) if o.get('category_id') == entry['id']]
         _, first = self.first['categories'][entry['id']]
         if first is not entry and first.get('name') != entry.get('name'):
-            self.dropped['annotations'].update(of_id)  # of which of the two, nobody knows
+            self.dropped['annotations'].update(of_id)  # it is unknown which of the two they mean
             self.done['dropped', 'annotations', 'two categories have its category id'] += len(of_id)
         elif first is entry:  # another id of the same name
             names = ((c.get('name'), i) for i, (_, c) in self.first['categories'].items())
@@ -112,7 +112,7 @@ class _Pass:
             ] += len(of_id)
         return _DROPPED
 
-    def _mend_mask(self, entry: dict, width: Any, height: Any) -> str:
+    def _repair_mask(self, entry: dict, width: Any, height: Any) -> str:
         value = entry['segmentation']
         size = (width, height) if all(type(v) in (int, float) for v in (width, height)) else None
         kept: Any = []
@@ -152,14 +152,15 @@ def _clip_polygon(polygon: list[float], width: float, height: float) -> list[flo
 
 def _area_of_box(entry: dict) -> str:
     box = entry.get('bbox')
-    sound = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    if not (sound and math.isfinite(sum(box)) and min(box[2:]) > 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
+        return _DROPPED
+    if not math.isfinite(sum(box)) or min(box[2:]) <= 0:
         return _DROPPED
     entry['area'] = box[2] * box[3]
     return 'given the area of its box'
 
 
-def _mend_crowd(entry: dict) -> str:
+def _repair_crowd(entry: dict) -> str:
     meant = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'missing': 0}.get(
         str(entry.get('iscrowd', 'missing'))
     )

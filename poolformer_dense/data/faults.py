@@ -1,4 +1,4 @@
-"""The kinds of faults that data can have, how grave they are, and the table of those found."""
+"""The kinds of faults in data, their severities, and the table of those found."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ERROR, WARNING = 'error', 'warning'
 # An error where masks are trained or evaluated; a box-only run never reads them.
 MASK_ERROR = 'error with masks'
 
-# Error: the run stops, or learns or measures something wrong. Warning: the toolboxes leave the
-# entry out or clip it, or the fault can't be decided. docs/verify_data.md explains each.
+# Error: the run stops, or learns or measures something wrong. Warning: the toolboxes skip the
+# entry or clip it, or the data alone can't confirm the fault. docs/verify_data.md explains each.
 SEVERITIES = {
     # of a COCO annotation file
     'annotation file': ERROR,
@@ -96,35 +96,39 @@ def is_error(fault: Fault) -> bool:
     return fault.severity == ERROR
 
 
-def format_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3) -> str:
+def fault_table(groups: Iterable[tuple[str, Sequence[Fault]]], examples: int = 3) -> str:
     """Return the table of kinds, errors first: data, kind, severity, count, first examples.
 
     Args:
         groups: For each set of data its name and its faults.
         examples: How many faults of a kind are listed, one a line; 0 lists all.
     """
-    rows = []
+    rows = [['data', 'kind', 'severity', 'count', 'first examples']]
     for name, faults in groups:
-        kinds: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+        kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
         for found in faults:
-            kinds[found.severity, found.kind].append(found)
-        for (severity, kind), found in sorted(kinds.items(), key=lambda item: item[0][0]):
-            shown = found[: examples or None]
-            lines = [str(example) for example in shown]
-            if len(found) > len(shown):
-                lines.append(f'... {len(found) - len(shown)} more')
-            rows.append((name, kind, severity, str(len(found)), lines))
-    header = ('data', 'kind', 'severity', 'count')
-    widths = [max([len(row[i]) for row in rows] + [len(header[i])]) for i in range(4)]
-    lines = []
-    for *cells, found in [(*header, ['first examples']), *rows]:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        padded[3] = cells[3].rjust(widths[3])
-        lines.append('  '.join([*padded, found[0]]))
-        lines += [' ' * (sum(widths) + 8) + line for line in found[1:]]
-    return '\n'.join(lines)
+            kinds[found.severity, found.kind].append(str(found))
+        for (severity, kind), all_of_them in sorted(kinds.items(), key=lambda item: item[0][0]):
+            shown = all_of_them[: examples or None]
+            if rest := len(all_of_them) - len(shown):
+                shown.append(f'... {rest} more')
+            rows.append([name, kind, severity, str(len(all_of_them)), shown[0]])
+            rows += [['', '', '', '', line] for line in shown[1:]]
+    name_width, kind_width, severity_width, count_width = (
+        max(len(row[column]) for row in rows) for column in range(4)
+    )
+    return '\n'.join(
+        f'{name:{name_width}}  {kind:{kind_width}}  {severity:{severity_width}}  '
+        f'{count:>{count_width}}  {example}'
+        for name, kind, severity, count, example in rows
+    )
 
 
 def short_name(places: Sequence[str]) -> str:
     """Return e.g. 'val, test' for the loaders' places in the config."""
     return ', '.join(re.sub(r'_dataloader|_evaluator|\.dataset(?!s)', '', p) for p in places)
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list, and how many it has."""
+    return ', '.join(names[:most]) + (f', ... ({len(names):,} in all)' if len(names) > most else '')

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _CHUNK = 1024
 def inspect_image(path: str, turn: bool = True) -> tuple[tuple[int, int] | None, str]:
     """Read an image to its end.
 
-    OpenCV fills what a truncated file lacks with gray and says nothing, so Pillow reads it.
+    OpenCV may fill what a truncated file lacks with gray and say nothing, so Pillow reads it.
 
     Args:
         path: The file.
@@ -35,22 +34,30 @@ def inspect_image(path: str, turn: bool = True) -> tuple[tuple[int, int] | None,
         wrong.
     """
     try:
-        data = Path(path).read_bytes()
-        image = Image.open(io.BytesIO(data))
-        size = image.size
-        if image.format in _JPEG:
-            # Shrinking while decoding halves the time; the whole file is still read.
-            image.draft('RGB', (size[0] // 8, size[1] // 8))
-            # A download that stopped may be filled up with zeros, which decode to gray.
-            if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
-                return None, 'truncated: the JPEG has no end marker'
-        image.load()
-        orientation = image.getexif().get(_ORIENTATION) if image.format in _JPEG else None
+        return _decode(Path(path).read_bytes(), turn)
     except Exception as error:  # Pillow's decoders raise many types on broken data
         return None, str(error).replace(path, '').strip() or type(error).__name__
-    if image.format not in (*_JPEG, 'PNG') and mmcv.imfrombytes(data) is None:
+
+
+def _decode(data: bytes, turn: bool) -> tuple[tuple[int, int] | None, str]:
+    # A download that stopped may be filled up with zeros, which decode to gray.
+    if data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
+        return None, 'truncated: the JPEG has no end marker'
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:  # beyond 179 million pixels; OpenCV reads more
+        pixels = mmcv.imfrombytes(data, 'color' if turn else 'color_ignore_orientation')
+        return pixels.shape[1::-1], ''
+    size = image.size
+    is_jpeg = image.format in _JPEG
+    if is_jpeg:
+        # Shrinking while decoding halves the time; the whole file is still read.
+        image.draft('RGB', (size[0] // 8, size[1] // 8))
+    image.load()
+    if not is_jpeg and image.format != 'PNG' and mmcv.imfrombytes(data) is None:
         return None, f'OpenCV, which the training reads with, does not know {image.format}'
-    if turn and orientation in (5, 6, 7, 8):
+    orientation = image.getexif().get(_ORIENTATION) if is_jpeg and turn else None
+    if orientation in (5, 6, 7, 8):
         return (size[1], size[0]), f' after its EXIF orientation {orientation} turned it'
     return size, ''
 
@@ -70,34 +77,17 @@ def missing_files(paths: Sequence[str]) -> list[bool]:
     return missing
 
 
-def read_all(function: Callable, items: Sequence, description: str) -> Iterator[Any]:
-    """Apply a function that reads files to every item, in threads, with a progress bar.
+def read_all(function: Callable, items: Sequence, title: str) -> Iterator[Any]:
+    """Apply a function that reads files to every item, in threads, under a bar of this title.
 
     Decoding releases Python's lock. Results come in order, and only a chunk of them waits.
     """
-    workers = len(os.sched_getaffinity(0))
-    with _unlimited_pixels(), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, of large images and of broken metadata
         results = (
             result
             for start in range(0, len(items), _CHUNK)
             for result in pool.map(function, items[start : start + _CHUNK])
         )
-        yield from _tracked(results, len(items), description)
-
-
-def _tracked(results: Iterable, total: int, description: str) -> Iterable:
-    console = Console(stderr=True)
-    return track(results, description, total=total, console=console, disable=not description)
-
-
-@contextlib.contextmanager
-def _unlimited_pixels() -> Iterator[None]:
-    """Let Pillow open images beyond 179 million pixels, and keep its warnings to itself."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        console = Console(stderr=True)
+        yield from track(results, title, total=len(items), console=console, disable=not title)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from rich.filesize import decimal
+
 from ..errors import UserError
 
 
@@ -77,6 +79,14 @@ class OpenFolder:
         """Bytes that can be written here."""
         found = os.fstatvfs(self._handle)
         return found.f_bavail * found.f_frsize
+
+    def check_room(self, need: int, what: str, remedy: str = 'give another --root') -> None:
+        """Raise UserError if fewer bytes than needed can be written here."""
+        if need > self.free():
+            raise UserError(
+                f'{what} takes {decimal(need)}, and {self.path} has {decimal(self.free())} free: '
+                f'make room, or {remedy}'
+            )
 
     def lock(self) -> None:
         """Keep other processes of this tool out until this one ends or closes the folder.

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file
 
 from ..errors import UserError
 from .faults import Fault, fault
 from .images import inspect_image, missing_files, read_all
-from .sources import Source, nodes
+from .source import Source
 
 # A quick check reads this many pairs, evenly spread.
 SAMPLE = 16
-# A class that so many label maps should use, and none does, is missing for a reason.
+# It is suspicious if at least so many label maps should use a class and none does.
 _ENOUGH = 5
 
 
@@ -28,26 +29,33 @@ class LabelMaps:
     """The pairs of one data set, and how its labels are read.
 
     Attributes:
+        path: The folder of the label maps.
+        contents: What it holds, in words.
         pairs: Paths of images and label maps (None where the data set has none).
-        num_labels: Classes that the label maps number, before metainfo leaves out some.
+        num_labels: Classes that the label maps number, before metainfo omits some.
         reduce: ``reduce_zero_label``: label 0 becomes ignored, the others go down by one.
-        ignored: Labels that the loss ignores, after that.
         used: For each label, in how many of the maps it was found.
     """
 
-    def __init__(self, source: Source, model: Mapping) -> None:
+    def __init__(self, source: Source) -> None:
         dataset = source.dataset
         self.source = source
+        self.path = str(dataset.data_prefix.get('seg_map_path') or '')
         self.pairs = [(p['img_path'], p.get('seg_map_path')) for p in dataset.load_data_list()]
+        self.contents = f'{len(self.pairs)} images'
         own = dataset.METAINFO.get('classes') if dataset.label_map else None
         self.num_labels = len(own or dataset.metainfo.get('classes') or ())
         self.reduce = dataset.reduce_zero_label
-        heads = nodes(model.get('decode_head'))
-        self.ignored = {head.get('ignore_index', 255) for head in heads if 'type' in head} or {255}
+        self.ignored = source.ignored_labels
         self.used: Counter[int] = Counter()
         self.maps_read = 0
 
-    def faults(self, quick: bool, description: str = '') -> list[Fault]:
+    @staticmethod
+    def reads(dataset: BaseDataset) -> bool:
+        """Whether a data set has this format."""
+        return hasattr(dataset, 'reduce_zero_label')
+
+    def faults(self, quick: bool, title: str = '') -> list[Fault]:
         """Check the pairs; a quick check reads only a few of them."""
         faults = self._config_faults()
         if not self.pairs:
@@ -74,19 +82,41 @@ class LabelMaps:
             turn=self.source.turns_images(),
             backend=self.source.option('imdecode_backend', 'LoadAnnotations') or 'pillow',
         )
-        results = read_all(read, [self.pairs[i] for i in whole], description)
+        results = read_all(read, [self.pairs[i] for i in whole], title)
         for i, result in zip(whole, results, strict=True):
             faults += self._pair_faults(i, *result)
         return faults
 
+    def fix(self, target: Path, faults: Sequence[Fault]) -> Counter[tuple[str, str, str]]:
+        """Write the names of the pairs without faults, as mmseg's `ann_file`.
+
+        Returns:
+            How many pairs were dropped, for which kind of fault.
+
+        Raises:
+            UserError: None is left.
+        """
+        dataset = self.source.dataset
+        folder, suffix = dataset.data_prefix['img_path'], dataset.img_suffix
+        bad = {found.entry: found.kind for found in faults if found.entry}
+        kept = [
+            str(Path(image).relative_to(folder)).removesuffix(suffix)
+            for i, (image, _) in enumerate(self.pairs)
+            if ('pair', i) not in bad
+        ]
+        if not kept:
+            raise UserError(f'{folder}: no pair is without a fault')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text('\n'.join(kept) + '\n')
+        return Counter(('dropped', 'pairs', kind) for kind in bad.values())
+
     def _config_faults(self) -> list[Fault]:
         faults = []
-        for place, pipeline in zip(self.source.places, self.source.pipelines, strict=True):
-            for step in nodes(pipeline):
-                said = step.get('reduce_zero_label')
-                if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
-                    detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
-                    faults.append(fault('reduce_zero_label differs', place, detail))
+        for place, step in self.source.transforms:
+            said = step.get('reduce_zero_label')
+            if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
+                detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
+                faults.append(fault('reduce_zero_label differs', place, detail))
         return faults
 
     def _maps_alone(self, maps: Sequence[str | None]) -> Iterable[Fault]:
@@ -177,24 +207,6 @@ def reduce_zero_label_fault(maps: LabelMaps, others: Sequence[LabelMaps]) -> Fau
         )
         return fault('reduce_zero_label', place, detail)
     return None
-
-
-def write_list(path: Path, maps: LabelMaps, faults: Sequence[Fault]) -> None:
-    """Write the names of the pairs without faults, as mmseg's `ann_file`.
-
-    Raises:
-        UserError: There is none.
-    """
-    dataset = maps.source.dataset
-    bad = {found.entry[1] for found in faults if found.entry}
-    kept = [
-        str(Path(image).relative_to(dataset.data_prefix['img_path']))[: -len(dataset.img_suffix)]
-        for i, (image, _) in enumerate(maps.pairs)
-        if i not in bad
-    ]
-    if not kept:
-        raise UserError(f'{dataset.data_prefix["img_path"]}: no pair is without a fault')
-    path.write_text('\n'.join(kept) + '\n')
 
 
 def _inspect_pair(pair: tuple[str, str | None], turn: bool, backend: str) -> tuple:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,22 @@ from typing import Literal
 from rich.filesize import decimal
 
 from ..errors import UserError
-from . import tree
 from .archives import Archive, Dataset
 from .download import discard_part, download, md5_of
 from .inside import open_folder
-from .record import differences, forget, is_recorded, is_unchanged, write_record
-from .unpack import compare, unpack
+from .tree import (
+    changed_counts,
+    check_contents,
+    copy_files,
+    count_files,
+    is_short,
+    record_counts,
+    recorded_counts,
+    wrong_counts,
+)
+from .unpack import differing_files, unpack
 
-DOWNLOADS = 'downloads'  # beside what the archives unpack to; what lies there is this tool's
+DOWNLOADS = 'downloads'  # beside the unpacked folders; only this tool writes there
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ def prepare(
     keep_archives: bool = False,
     backoff: float = 1.0,
 ) -> None:
-    """Bring a data set to its layout below ``root``, or go on where an earlier call stopped.
+    """Bring a data set to its layout below ``root``, or resume where an earlier call stopped.
 
     Args:
         dataset: A row of `archives.DATASETS`.
@@ -58,19 +66,23 @@ def prepare(
         if source is not None:
             _check_source(dataset, source)
         pending = {a: s for a in dataset.archives if (s := _pending(a, root, source, mirror))}
-        if not pending and is_unchanged(dataset, root):
+        tops = {archive: root / archive.folder for archive in dataset.archives}
+        if not pending and all(
+            recorded_counts(archive, root) == count_files(archive, top)
+            for archive, top in tops.items()
+        ):
             print(f'{dataset.name} is complete in {root}: nothing to do')
             return
         _check_room(pending, root, keep_archives)
         for archive, origin in pending.items():
             with open_folder(root, archive.into) as folder:
                 folder.lock()
-                forget(archive, root)
+                record_counts(archive, root, None)
                 _fetch(archive, origin, root, copy, backoff)
                 if not keep_archives:
                     _remove_download(archive, root)
-        problems = tree.check_contents(dataset, root)
-        problems += [p for a in dataset.archives for p in differences(a, root)]
+        problems = check_contents(dataset, root)
+        problems += [p for archive in tops for p in changed_counts(archive, root)]
         if problems:
             raise UserError(
                 f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
@@ -78,13 +90,13 @@ def prepare(
             )
         # A tree that can't be written to needs no record: it is checked again the next time.
         with suppress(OSError, UserError):
-            for archive in dataset.archives:
-                write_record(archive, root)
+            for archive, top in tops.items():
+                record_counts(archive, root, count_files(archive, top))
         _print_tree(dataset, root)
         print(f'{dataset.name} is complete in {root}')
 
 
-def verify(dataset: Dataset, root: Path, source: Path | None = None) -> None:
+def check_prepared(dataset: Dataset, root: Path, source: Path | None = None) -> None:
     """Check what lies below ``root`` without writing anything.
 
     Counts; the first bytes of every file; names of images against annotations; number and bytes
@@ -95,17 +107,15 @@ def verify(dataset: Dataset, root: Path, source: Path | None = None) -> None:
         UserError: Something is missing or damaged; the message lists it.
     """
     with _plain_errors(root):
-        problems = tree.check_contents(dataset, root)
+        problems = check_contents(dataset, root)
         for archive in dataset.archives:
-            problems += differences(archive, root)
+            problems += changed_counts(archive, root)
             path = _find_zip(archive, root, source)
             if path is None:
                 continue
-            with path.open('rb') as file:
-                found = md5_of(file, f'{path.name}: checksum')
-            if found != archive.md5:
+            if (found := _md5(path)) != archive.md5:
                 problems.append(f'{path} has md5 {found}, not {archive.md5}')
-            elif wrong := compare(path, archive.top, root / archive.into):
+            elif wrong := differing_files(path, archive.top, root / archive.into):
                 problems.append(
                     f'{root / archive.into} has {len(wrong):,} files less or other than {path}, '
                     f'e.g. {wrong[0]}'
@@ -124,18 +134,18 @@ def _pending(
 ) -> _Source | None:
     """Where to take an archive from; None if all its files are there already."""
     top = root / archive.folder
-    found = tree.measure(archive, top)
     # A download that was not unpacked to the end may lack files that nothing counts.
-    leftover = root / archive.into / DOWNLOADS / archive.name
-    if not tree.is_short(archive, found) and (is_recorded(archive, root) or not leftover.is_file()):
+    leftover = (root / archive.into / DOWNLOADS / archive.name).is_file()
+    whole = not leftover or recorded_counts(archive, root) is not None
+    if whole and not is_short(archive, count_files(archive, top)):
         return None
     short = []
     for place in _trees(archive, source):
-        if place.is_dir() and not (top.exists() and place.samefile(top)):
-            measured = tree.measure(archive, place)
-            if not tree.is_short(archive, measured):
+        if not (top.exists() and place.samefile(top)):
+            counts = count_files(archive, place)
+            if not is_short(archive, counts):
                 return _Source('tree', place)
-            short += tree.lacking(archive, place, measured)
+            short += wrong_counts(archive, place, counts)
     if path := _find_zip(archive, root, source):
         return _Source('zip', path)
     if short:
@@ -149,35 +159,32 @@ def _pending(
 def _check_source(dataset: Dataset, source: Path) -> None:
     if not source.exists():
         raise UserError(f'--from {source} does not exist')
-    for archive in dataset.archives:
-        zips = (source, source / archive.name, source / archive.into / archive.name)
-        if any(path.is_file() and path.name == archive.name for path in zips):
-            return
-        if any(place.is_dir() for place in _trees(archive, source)):
-            return
-    raise UserError(
-        f'--from {source} has nothing of {dataset.name}: neither archives '
-        f'({", ".join(a.name for a in dataset.archives)}) nor unpacked folders '
-        f'({", ".join(f"{a.top}/" for a in dataset.archives)})'
-    )
+    if not any(_zips(a, source) or _trees(a, source) for a in dataset.archives):
+        raise UserError(
+            f'--from {source} has nothing of {dataset.name}: neither archives '
+            f'({_listed(dataset.archives)}) nor unpacked folders '
+            f'({", ".join(f"{a.top}/" for a in dataset.archives)})'
+        )
 
 
-def _trees(archive: Archive, source: Path | None) -> Iterator[Path]:
+def _trees(archive: Archive, source: Path | None) -> list[Path]:
+    """The folders in or at ``--from`` that an archive may have been unpacked to."""
     if source is None:
-        return
-    yield source / archive.top
-    yield source / archive.folder
-    if source.resolve().name == archive.top:
-        yield source
+        return []
+    itself = [source] if source.resolve().name == archive.top else []
+    return [p for p in (source / archive.top, source / archive.folder, *itself) if p.is_dir()]
+
+
+def _zips(archive: Archive, folder: Path) -> list[Path]:
+    """The archive in a folder, or the archive that the path itself is."""
+    places = (folder, folder / archive.name, folder / archive.into / archive.name)
+    return [path for path in places if path.name == archive.name and path.is_file()]
 
 
 def _find_zip(archive: Archive, root: Path, source: Path | None) -> Path | None:
-    places = [root / archive.into / DOWNLOADS, root / archive.into]
-    if source is not None:
-        places += [source, source / archive.into]
-        if source.name == archive.name and source.is_file():
-            return source
-    return next((p / archive.name for p in places if (p / archive.name).is_file()), None)
+    given = _zips(archive, source) if source else []
+    own = _zips(archive, root / archive.into / DOWNLOADS) + _zips(archive, root)
+    return next(iter(given + own), None)
 
 
 def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: float) -> None:
@@ -194,8 +201,13 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
         path = own
     else:
         path = Path(origin.place)
-        if path != own:  # that one got its name after its checksum held
-            _check_md5(archive, path)
+        # A download of this tool has this name only if its checksum was right.
+        if path != own and (found := _md5(path)) != archive.md5:
+            raise UserError(
+                f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
+                'file. Download it again; if you packed it yourself, give --from the folder of '
+                'its contents'
+            )
     print(f'{archive.name}: unpacking {path} to {root / archive.folder}')
     unpack(path, archive.top, root, archive.into)
 
@@ -211,14 +223,9 @@ def _remove_download(archive: Archive, root: Path) -> None:
             downloads.rmdir()
 
 
-def _check_md5(archive: Archive, path: Path) -> None:
+def _md5(path: Path) -> str:
     with path.open('rb') as file:
-        found = md5_of(file, f'{path.name}: checksum')
-    if found != archive.md5:
-        raise UserError(
-            f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
-            'file. Download it anew; if you packed it yourself, give --from the unpacked folder'
-        )
+        return md5_of(file, f'{path.name}: checksum')
 
 
 def _link(archive: Archive, place: Path, root: Path) -> None:
@@ -237,7 +244,7 @@ def _copy(archive: Archive, place: Path, root: Path) -> None:
     print(f'{root / archive.folder}: copying {place}')
     for files in archive.files:
         with open_folder(root, f'{archive.folder}/{files.folder}') as folder:
-            tree.copy(files, place, folder)
+            copy_files(files, place, folder)
 
 
 def _check_room(pending: dict[Archive, _Source], root: Path, keep: bool) -> None:
@@ -245,33 +252,30 @@ def _check_room(pending: dict[Archive, _Source], root: Path, keep: bool) -> None
     unpacked, downloaded = 0, []
     for archive, origin in pending.items():
         if origin.kind != 'tree':
-            there = sum(size for _, size in tree.measure(archive, root / archive.folder).values())
+            there = sum(size for _, size in count_files(archive, root / archive.folder).values())
             unpacked += max(0, archive.size - there)
         if origin.kind == 'network':
             part = root / archive.into / DOWNLOADS / f'{archive.name}.part'
             downloaded.append(archive.size - (part.stat().st_size if part.is_file() else 0))
     need = unpacked + (sum(downloaded) if keep else max(downloaded, default=0))
     with open_folder(root) as folder:
-        if need > folder.free():
-            raise UserError(
-                f'{_listed(pending)}: about {decimal(need)} are needed in {root}, and '
-                f'{decimal(folder.free())} are free: make room, or give another --root'
-            )
+        folder.check_room(need, f'preparing {_listed(pending)}')
 
 
 def _print_tree(dataset: Dataset, root: Path) -> None:
     for archive in dataset.archives:
         top = root / archive.folder
-        print(*tree.describe(top, tree.measure(archive, top)), sep='\n')
+        for key, (count, size) in count_files(archive, top).items():
+            print(f'{top / key}: {count:,} files, {decimal(size)}')
 
 
-def _listed(archives: dict[Archive, _Source]) -> str:
+def _listed(archives: Iterable[Archive]) -> str:
     return ', '.join(archive.name for archive in archives)
 
 
 @contextmanager
 def _plain_errors(root: Path) -> Iterator[None]:
-    """A full disk or a missing permission is the user's to mend."""
+    """Turn a full disk or a missing permission into one line."""
     try:
         yield
     except OSError as error:

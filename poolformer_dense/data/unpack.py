@@ -1,12 +1,14 @@
-"""Unpacking a zip file that nobody vouches for: what it may not do, and how it goes on."""
+"""Unpacking a zip file from an unknown source: what is refused, and how an unpacking resumes."""
 
 from __future__ import annotations
 
 import errno
 import re
+import shutil
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -21,12 +23,12 @@ from .inside import OpenFolder, open_folder
 from .progress import byte_bar
 
 _CHUNK = 1 << 20
-_BLOCK = 4096  # what a file takes on a disk, at least and in steps
+_BLOCK = 4096  # a file takes whole blocks of a disk
 # Photographs hardly shrink and annotations shrink fourfold; deflate can reach 1032.
 _MOST_PER_BYTE = 20
 _DRIVE = re.compile(r'[A-Za-z]:')
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile raises when the bytes of a file make no sense.
+# What zipfile raises on a damaged file.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 
 
@@ -35,7 +37,7 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
 
     The list of contents is checked first, and nothing is written if anything is wrong with it.
     Each file gets its name when it is whole. One that is there already, of the same size and
-    checksum, is left alone, so that a second call goes on where the first one stopped.
+    checksum, is left alone, so that a second call resumes where the first one stopped.
 
     Args:
         path: The zip file; it is only read.
@@ -44,19 +46,15 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
         into: Where ``top`` comes to lie, below ``root``.
 
     Raises:
-        UserError: The file is damaged or has an entry that is refused (see `read_entries`), the
+        UserError: The file is damaged or has an entry that is refused (see `_refusal`), the
             disk has no room, or a link is in the way.
     """
     with _open(path) as archive:
-        entries = read_entries(archive, path, top)
-        total = sum(entry.file_size for entry in entries)
+        entries = _read_entries(archive, path, top)
         with open_folder(root, into) as folder:
-            missing = sum(_on_disk(e) for e in entries if not _same_size(folder.path, e))
-            if missing > folder.free():
-                raise UserError(
-                    f'unpacking {path} takes {decimal(missing)}, and {folder.path} has '
-                    f'{decimal(folder.free())} free: make room, or give another --root'
-                )
+            missing = sum(_on_disk(e) for e in entries if not _has_size(folder.path, e))
+            folder.check_room(missing, f'unpacking {path}')
+        total = sum(entry.file_size for entry in entries)
         with byte_bar(f'{path.name}: unpacking', total) as update:
             for parent, group in groupby(sorted(entries, key=_parent), key=_parent):
                 with open_folder(root, f'{into}/{parent}') as folder:
@@ -65,8 +63,8 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
                         update(advance=entry.file_size)
 
 
-def compare(path: Path, top: str, folder: Path) -> list[str]:
-    """Return the names of what a zip file holds and a folder lacks or has otherwise.
+def differing_files(path: Path, top: str, folder: Path) -> list[str]:
+    """Return the files of a zip file that a folder lacks or has with other contents.
 
     Args:
         path: The zip file.
@@ -76,47 +74,45 @@ def compare(path: Path, top: str, folder: Path) -> list[str]:
     Raises:
         UserError: The zip file can't be read or has an entry that is refused.
     """
+    differing = []
     with _open(path) as archive:
-        entries = read_entries(archive, path, top)
-        wrong = []
+        entries = _read_entries(archive, path, top)
         with byte_bar(f'{path.name}: comparing', sum(e.file_size for e in entries)) as update:
             for entry in entries:
                 file = folder / entry.filename
-                if not (_same_size(folder, entry) and _crc(file.open('rb')) == entry.CRC):
-                    wrong.append(entry.filename)
+                if not (_has_size(folder, entry) and _crc(file.open('rb')) == entry.CRC):
+                    differing.append(entry.filename)
                 update(advance=entry.file_size)
-    return wrong
+    return differing
 
 
-def read_entries(archive: ZipFile, path: Path, top: str) -> list[ZipInfo]:
-    """Return the files that a zip file holds below its folder ``top``.
-
-    Raises:
-        UserError: A name is absolute, leads upwards or is there twice, an entry is a link, a
-            device or encrypted, or the contents are far larger than the zip file.
-    """
-    files: set[str] = set()
-    for entry in archive.infolist():
-        problem = _refusal(entry)
-        if problem is None and not entry.is_dir() and entry.filename in files:
-            problem = 'is there twice'
-        if problem:
-            raise UserError(
-                f'{path}: the entry {entry.orig_filename!r} {problem}, so nothing was unpacked. '
-                'The published archives have no such entry: download the file anew'
-            )
-        if not entry.is_dir():
-            files.add(entry.filename)
-    for name in files:
-        if clash := next((p for p in map(str, PurePosixPath(name).parents) if p in files), None):
-            raise UserError(f'{path}: the entry {clash!r} is a file and a folder: download it anew')
-    size = sum(entry.file_size for entry in archive.infolist())
-    if size > _MOST_PER_BYTE * path.stat().st_size:
+def _read_entries(archive: ZipFile, path: Path, top: str) -> list[ZipInfo]:
+    """Return the files below the folder ``top``, or refuse the whole archive."""
+    for entry, problem in _problems(archive.infolist()):
         raise UserError(
-            f'{path} has {decimal(path.stat().st_size)} and would unpack to {decimal(size)}, so '
-            'nothing was unpacked. The published archives are not like this: download it anew'
+            f'{path}: the entry {entry.orig_filename!r} {problem}, so nothing was unpacked. '
+            'The published archives have no such entry: download it again'
         )
-    return [e for e in archive.infolist() if not e.is_dir() and e.filename.startswith(f'{top}/')]
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    packed, size = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if size > _MOST_PER_BYTE * packed:
+        raise UserError(
+            f'{path} has {decimal(packed)} and would unpack to {decimal(size)}, so nothing was '
+            'unpacked. The published archives are not like this: download it again'
+        )
+    return [entry for entry in entries if entry.filename.startswith(f'{top}/')]
+
+
+def _problems(entries: list[ZipInfo]) -> Iterator[tuple[ZipInfo, str]]:
+    for entry in entries:
+        if problem := _refusal(entry):
+            yield entry, problem
+    files = Counter(entry.filename for entry in entries if not entry.is_dir())
+    for entry in entries:
+        if files[entry.filename] > 1:
+            yield entry, 'is there twice'
+        if any(str(parent) in files for parent in PurePosixPath(entry.filename).parents):
+            yield entry, 'lies in what is a file'
 
 
 def _refusal(entry: ZipInfo) -> str | None:
@@ -144,7 +140,7 @@ def _open(path: Path) -> Iterator[ZipFile]:
         # A wrong offset is an invalid seek; other errors of the system are not the archive's.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise UserError(f'{path} is damaged ({error}): download it anew') from error
+        raise UserError(f'{path} is damaged ({error}): download it again') from error
 
 
 def _write(archive: ZipFile, entry: ZipInfo, folder: OpenFolder) -> None:
@@ -153,24 +149,17 @@ def _write(archive: ZipFile, entry: ZipInfo, folder: OpenFolder) -> None:
         return
     # zipfile never yields more than the declared size and checks the checksum at the end.
     with archive.open(entry) as source, folder.replace(name) as target:
-        written = 0
-        for chunk in _chunks(source):
-            written += target.write(chunk)
-        if written != entry.file_size:
+        shutil.copyfileobj(source, target)
+        if target.tell() != entry.file_size:
             raise zipfile.BadZipFile(f'{entry.filename} ends early')
 
 
 def _crc(file: BinaryIO) -> int:
     crc = 0
     with file:
-        for chunk in _chunks(file):
+        while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
 
 
 def _parent(entry: ZipInfo) -> str:
@@ -181,6 +170,6 @@ def _on_disk(entry: ZipInfo) -> int:
     return -(-entry.file_size // _BLOCK) * _BLOCK
 
 
-def _same_size(folder: Path, entry: ZipInfo) -> bool:
+def _has_size(folder: Path, entry: ZipInfo) -> bool:
     file = folder / entry.filename
     return file.is_file() and file.stat().st_size == entry.file_size

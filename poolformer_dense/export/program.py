@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ..errors import UserError
+from ..files import replacing
 from .graphs import Graph
+from .parity import Array, Run
 
 # The shortest side of an image in a dynamic export: what the deepest stage has one pixel for.
 SMALLEST = 32
+# The dimensions of the image that a dynamic export leaves open.
+OPEN_SIZES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
 class _Stored(nn.Module):
@@ -50,43 +54,55 @@ def store_in_bfloat16(model: nn.Module) -> None:
         parametrize.register_parametrization(layer, 'weight', _Stored(), unsafe=True)
 
 
-def trace(graph: Graph, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
+def trace(graph: Graph, size: tuple[int, int] | None) -> ExportedProgram:
     """Trace a graph by torch.export.
 
     Args:
         graph: What to trace.
-        size: Height and width of the image; with ``dynamic`` any will do.
-        dynamic: Leave batch, height and width open.
+        size: Height and width of the image, with a batch of one; None leaves all three open.
 
     Raises:
         UserError: This torch can't.
     """
-    image = torch.zeros(2 if dynamic else 1, 3, *size, dtype=torch.uint8)
-    sides = {2: Dim('height', min=SMALLEST), 3: Dim('width', min=SMALLEST)}
-    shapes = {'image': {0: Dim('batch'), **sides}} if dynamic else None
+    if size is not None:
+        image, shapes = torch.zeros(1, 3, *size, dtype=torch.uint8), None
+    else:
+        image = torch.zeros(2, 3, 5 * SMALLEST, 6 * SMALLEST, dtype=torch.uint8)
+        least = {2: SMALLEST, 3: SMALLEST}
+        shapes = dict(image={i: Dim(name, min=least.get(i)) for i, name in OPEN_SIZES.items()})
     with torch.no_grad(), _one_is_a_size():
         return torch.export.export(graph, (image,), dynamic_shapes=shapes, strict=False)
 
 
 @contextlib.contextmanager
-def _one_is_a_size():
+def _one_is_a_size() -> Iterator[None]:
     """Let a trace hold for maps of one pixel too, which torch.export takes as a special case."""
-    settings = torch.fx.experimental._config
+    # torch has no public name for this setting.
+    settings: Any = torch.fx.experimental._config
     if not hasattr(settings, 'backed_size_oblivious'):
         raise UserError(f'exports need torch >= 2.7; this is {torch.__version__}')
     with settings.patch(backed_size_oblivious=True):
         yield
 
 
-def save_program(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
-    """Write a ``.pt2`` file whole or not at all, the metadata as its ``metadata.json``."""
+def write_program(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> Run:
+    """Write a ``.pt2`` file whole or not at all; return a function that runs it.
+
+    Args:
+        program: From `trace`.
+        path: The file.
+        metadata: Becomes its ``metadata.json``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{os.getpid()}.partial.pt2')
-    try:
-        torch.export.save(program, partial, extra_files={'metadata.json': json.dumps(metadata)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
+    module, _ = load_program(path)
+
+    def run(images: Array) -> dict[str, Array]:
+        with torch.no_grad():
+            return {k: v.numpy() for k, v in module(torch.from_numpy(images)).items()}
+
+    return run
 
 
 def load_program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -94,11 +110,11 @@ def load_program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     extra = {'metadata.json': ''}
     program = torch.export.load(path, extra_files=extra)
     # A guard that newer versions of torch check refuses images whose last level has one pixel,
-    # for the sake of memory layouts alone: the graph holds for them, as the comparison shows.
+    # only because of memory layouts: the graph holds for them, as the comparison shows.
     known = inspect.signature(program.module).parameters
     module = program.module(**({'check_guards': False} if 'check_guards' in known else {}))
     return module, json.loads(extra['metadata.json'])
 
 
-def _layers(model: nn.Module):
+def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [each for each in model.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]

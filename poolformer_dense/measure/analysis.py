@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.registry import MODELS
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import MetaFormer
+from backbones.blocks import MetaFormerBlock
 from backbones.presets import PRESETS
 
 from ..config.load import load_config
@@ -50,15 +51,15 @@ class Analysis:
         name: The preset or config.
         size: Height and width of the image in pixels.
         stages: A cost for each stage, with the downsampling before and the output norm after it.
-        paths: Which path of `backbones.ops` the token mixing and the MLP of each stage take on the
-            device of the analysis.
+        backends: Which backend of `backbones.ops` computes the token mixing and the MLP of each
+            stage on the device of the analysis.
         model_parameters: Of the whole detector or segmentor; None for a preset.
     """
 
     name: str
     size: tuple[int, int]
     stages: tuple[Cost, ...]
-    paths: tuple[tuple[str, str], ...]
+    backends: tuple[tuple[str, str], ...]
     model_parameters: int | None
 
     @property
@@ -98,30 +99,42 @@ def analyze(target: str, size: Sequence[int] = (224, 224)) -> Analysis:
         frozen = [p for p in parameters if not p.requires_grad]
         stages.append(Cost(_numel(parameters), _numel(frozen), macs[i], saved[i]))
     device = next(backbone.parameters()).device.type
-    paths = tuple(blocks[0].paths(device) for blocks in backbone.stages)
-    return Analysis(target, (height, width), tuple(stages), paths, model_parameters)
+    first = [cast(MetaFormerBlock, next(stage.children())) for stage in backbone.stages]
+    backends = tuple(block.backends(device) for block in first)
+    return Analysis(target, (height, width), tuple(stages), backends, model_parameters)
 
 
 def count_macs(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
-    """Count the multiply-accumulates of one image's forward, by stage.
-
-    Convolutions, linear layers, products of matrices and both products of attention count; norms,
-    activations, pooling and resizing do not.
+    """Count the multiply-accumulates of one image's forward by stage, as `counted_macs` does.
 
     Args:
         backbone: On any device, ``meta`` included; left as it is.
         size: Height and width of the image in pixels.
     """
     backbone = copy.deepcopy(backbone).eval()
-    backbone.set_ops('reference')
-    # torch's counter knows the products of attention but not the fused kernel for CPUs, nor our
-    # operators, so both are spelled out.
+    backbone.set_backend('reference')  # the counter does not know our operators
+    with counted_macs() as total:
+        return _growth_by_stage(backbone, size, total)
+
+
+@contextlib.contextmanager
+def counted_macs() -> Iterator[Callable[[], int]]:
+    """Count the multiply-accumulates of what is computed in this context, without gradients.
+
+    Convolutions, linear layers, products of matrices and both products of attention count; norms,
+    activations, pooling and resizing do not.
+
+    Yields:
+        A function that returns how many there were so far.
+    """
+    # torch's counter does not know the fused kernel of attention for CPUs, so its products are
+    # spelled out.
     with (
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):
-        return _growth_by_stage(backbone, size, lambda: counter.get_total_flops() // 2)
+        yield lambda: counter.get_total_flops() // 2
 
 
 def count_saved_bytes(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
@@ -165,18 +178,19 @@ def kept_for_backward(module: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: sum(s.nbytes() for s in kept.values())
 
 
-def format_table(analysis: Analysis) -> str:
+def format_analysis(analysis: Analysis) -> str:
     """Return the analysis as a table to print."""
-    rows = [('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')]
+    rows: list[tuple[str, ...]] = [
+        ('stage', 'parameters', 'of them frozen', 'GMACs', 'saved MiB', 'mixing', 'MLP')
+    ]
     named = [(str(i), cost) for i, cost in enumerate(analysis.stages, start=1)]
-    paths = [*analysis.paths, ('', '')]
-    for (name, cost), path in zip([*named, ('backbone', analysis.total)], paths, strict=True):
+    backends = [*analysis.backends, ('', '')]
+    for (name, cost), pair in zip([*named, ('backbone', analysis.total)], backends, strict=True):
         gmacs, mib = f'{cost.macs / 1e9:.3f}', f'{cost.saved_bytes / 2**20:.1f}'
-        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *path))
+        rows.append((name, f'{cost.parameters:,}', f'{cost.frozen:,}', gmacs, mib, *pair))
     if analysis.model_parameters is not None:
-        rows.append(('whole model', f'{analysis.model_parameters:,}', '', '', ''))
-    height, width = analysis.size
-    lines = [f'{analysis.name}: one image of {height}x{width}']
+        rows.append(('whole model', f'{analysis.model_parameters:,}'))
+    lines = ['{}: one image of {}x{}'.format(analysis.name, *analysis.size)]
     for name, *cells in rows:
         lines.append(f'{name:<11}' + ''.join(f'{cell:>15}' for cell in cells).rstrip())
     return '\n'.join(lines)
@@ -211,8 +225,8 @@ def _stage(backbone: MetaFormer, index: int) -> list[nn.Module]:
 def _growth_by_stage(
     backbone: MetaFormer, size: Sequence[int], total: Callable[[], int]
 ) -> list[int]:
-    """Run the backbone on noise; return how much ``total`` grows in each stage."""
-    stem = backbone.downsamples[0].conv
+    """Run the backbone on noise, and return how much ``total`` grows in each stage."""
+    stem: Any = backbone.downsamples[0].conv
     image = torch.randn(1, stem.in_channels, *size, device=stem.weight.device)
     marks = []
     for downsample in backbone.downsamples:

@@ -86,7 +86,8 @@ def write_coco(
         categories: What the file lists as categories; the shapes are of the first three.
     """
     for split, name, scenes in _splits(num_train, num_val, seed):
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for image_id, scene in enumerate(scenes, start=1):
             file_name = f'{image_id:012d}.jpg'
             _write_image(Path(root, name, file_name), scene.image)
@@ -139,7 +140,7 @@ def _outline(shape: str, center: np.ndarray, radius: float, angle: float) -> np.
 
 def _color(shape: str, rng: np.random.Generator) -> list[int]:
     hue = (_HUES[shape] + rng.integers(-12, 13)) % 180
-    hsv = np.uint8([[[hue, rng.integers(130, 256), rng.integers(110, 256)]]])
+    hsv = np.array([[[hue, rng.integers(130, 256), rng.integers(110, 256)]]], np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()
 
 

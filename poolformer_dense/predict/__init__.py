@@ -1,1 +1,1 @@
-"""Predictions for files, folders and videos."""
+"""Predictions: `predictor` for images in memory, `media` and `result_files` for files."""

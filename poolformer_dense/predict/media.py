@@ -1,4 +1,4 @@
-"""Images and videos that a user names: found, read to their end, and given names that differ."""
+"""Finding the images and videos that a user names, reading them whole, naming their results."""
 
 from __future__ import annotations
 
@@ -6,45 +6,47 @@ import glob
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import mmcv
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.images import inspect_image
 from ..errors import UserError
 
+# (H, W, 3), BGR.
+Image = NDArray[np.uint8]
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
-Item = TypeVar('Item')
-Result = TypeVar('Result')
 
 
 class Unreadable(Exception):
     """A file is not an image or video that can be read to its end; the message says why."""
 
 
-def find_media(inputs: Sequence[str], leave_out: Path | None = None) -> tuple[list[Path], list]:
-    """List the files that inputs stand for, each once, in order.
+def find_media(
+    inputs: Sequence[str], leave_out: Path | None = None
+) -> tuple[list[Path], list[tuple[str, str]]]:
+    """List the files that inputs name, each once, in order.
 
     Args:
-        inputs: Files, folders (searched to the bottom for images and videos) and patterns, in
-            which ``**`` stands for any folders.
-        leave_out: A folder inside the inputs to pass over: where results go.
+        inputs: Files, folders (with all their subfolders) and patterns, in which ``**`` matches
+            any folders.
+        leave_out: A folder to skip: where results go.
 
     Returns:
-        The files, and for each input that stands for none its name and why.
+        The files; and each input without a file, with the reason.
 
     Raises:
-        UserError: No input stands for a file.
+        UserError: No input has a file.
     """
     found: dict[str, Path] = {}
-    nothing = []
+    nothing: list[tuple[str, str]] = []
     for given in inputs:
         if os.path.isdir(given):
             paths = [p for p in sorted(Path(given).rglob('*')) if _suffix(p) in IMAGES + VIDEOS]
@@ -73,9 +75,9 @@ def is_video(path: Path) -> bool:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[Path]:
-    """Name what belongs to each file: its path without suffix, from the folder common to all.
+    """Return a unique name for each file: its path without suffix, from the folder common to all.
 
-    Files of one folder that differ in the suffix alone keep it, so that no two names are equal.
+    Files of one folder that differ in the suffix alone keep it.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     common = os.path.commonpath([path.parent for path in absolute])
@@ -91,7 +93,7 @@ def distinct_names(paths: Sequence[Path]) -> list[Path]:
     return [name(path) for path in relative]
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> Image:
     """Read an image whole, upright, as (H, W, 3) uint8, BGR.
 
     Raises:
@@ -99,7 +101,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         size, reason = inspect_image(str(path))
-        image = None if size is None else mmcv.imfrombytes(path.read_bytes())
+        image: Image | None = None if size is None else mmcv.imfrombytes(path.read_bytes())
     except (OSError, cv2.error) as error:
         raise Unreadable(str(error)) from error
     if image is None:
@@ -109,49 +111,47 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def read_video(path: Path) -> Iterator[np.ndarray]:
+def read_video(path: Path) -> Iterator[Image]:
     """Yield the frames of a video, (H, W, 3) uint8, BGR.
 
     Raises:
         Unreadable: It has not one frame that OpenCV can decode.
     """
-    capture = cv2.VideoCapture(str(path))
-    try:
-        read, frame = capture.read()
-        if not read:
-            raise Unreadable('OpenCV finds no frame in it')
-        while read:
+    frame = None
+    with mmcv.VideoReader(str(path)) as video:
+        for frame in video:
             yield frame
-            read, frame = capture.read()
-    finally:
-        capture.release()
+    if frame is None:
+        raise Unreadable('OpenCV finds no frame in it')
 
 
 def describe_video(path: Path) -> tuple[int, float]:
     """Return what a video says of itself: frames (0 if unknown) and frames per second."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        rate = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
-    return max(frames, 0), rate if 0 < rate < 1000 else 25.0
+    with mmcv.VideoReader(str(path)) as video:
+        return max(video.frame_cnt, 0), video.fps if 0 < video.fps < 1000 else 25.0
 
 
-def ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], waiting: int = 8
-) -> Iterator[Result]:
-    """Apply a function in threads, in order, with only some results waiting.
+def read_ahead(
+    paths: Iterable[Path], waiting: int = 8
+) -> Iterator[tuple[Path, Image | Unreadable]]:
+    """Read images in threads, in order, at most ``waiting`` ahead of the caller.
 
-    Reading and decoding release Python's lock, so the next images are read while the model runs.
+    Decoding releases Python's lock, so the next images are read while the model runs.
     """
-    items = iter(items)
+    paths = iter(paths)
     with ThreadPoolExecutor(2) as pool:
-        results = deque(pool.submit(function, item) for item in islice(items, waiting))
+        results = deque(pool.submit(_try_read, path) for path in islice(paths, waiting))
         while results:
             result = results.popleft().result()
-            results.extend(pool.submit(function, item) for item in islice(items, 1))
+            results.extend(pool.submit(_try_read, path) for path in islice(paths, 1))
             yield result
+
+
+def _try_read(path: Path) -> tuple[Path, Image | Unreadable]:
+    try:
+        return path, read_image(path)
+    except Unreadable as error:
+        return path, error
 
 
 def _suffix(path: Path) -> str:

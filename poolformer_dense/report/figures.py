@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import re
 import warnings
@@ -14,11 +13,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from .parts import Chart, Table, number
 
 # What is drawn in these colours gets the page's variables in their place.
 _INK, _GRID = '#000101', '#000102'
@@ -27,12 +29,14 @@ _VARIABLES = {_INK: 'var(--ink)', _GRID: 'var(--grid)'} | {
     colour: f'var(--line-{i})' for i, colour in enumerate(_LINES)
 }
 _DASHES = ['-', (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))]
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     'svg.hashsalt': 'report',  # the same figure gives the same text
     'svg.fonttype': 'none',  # text stays text: the page's font, and every script it has
     'text.parse_math': False,
     'font.family': 'DejaVu Sans',  # for widths alone
     'font.size': 9.5,
+    # Lines are told apart by colour and dashes.
+    'axes.prop_cycle': cycler(color=_LINES, linestyle=[_DASHES[i // 2] for i in range(8)]),
     'text.color': _INK,
     'axes.labelcolor': _INK,
     'axes.edgecolor': _GRID,
@@ -53,67 +57,59 @@ class Series:
     """A line of a chart; values that are not finite are gaps."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     faint: bool = False
 
 
-def line_chart(
-    series: Sequence[Series],
+def chart(
     title: str,
+    lines: Sequence[Series],
     x_label: str,
     y_label: str,
     *,
-    y_range: tuple[float, float] | None = None,
-    whole_x: bool = True,
-) -> Markup:
-    """Draw lines, told apart by colour and dashes.
+    shares: bool = False,
+    table: Table | None = None,
+) -> Chart:
+    """Return a chart of the lines that have a point, and its table.
 
     Args:
-        series: The lines; those that are ``faint`` have no entry in the legend.
-        title: What a screen reader says.
+        title: What it shows; unique on the page.
+        lines: The lines; those that are ``faint`` have no entry in the legend.
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
-        y_range: Ends of the vertical axis; by default those of the values.
-        whole_x: Whether horizontal places are whole numbers.
-
-    Returns:
-        An ``<svg>`` element.
+        shares: Whether both axes show shares; else horizontal places are whole numbers.
+        table: By default the figures at 20 places at most.
     """
+    lines = [line for line in lines if len(line.x)]
+    named = [line for line in lines if not line.faint]
 
     def draw(axes: Axes) -> None:
-        styles = itertools.cycle(
-            (_LINES[i % len(_LINES)], _DASHES[i // 2 % len(_DASHES)]) for i in range(8)
-        )
-        for line in series:
-            x, y = _thin(line)
+        for line in lines:
+            step = max(1, math.ceil(len(line.x) / _POINTS))
+            x = np.asarray(line.x, dtype=float)[::step]
+            y = np.asarray(line.y, dtype=float)[::step]
+            y = np.where(np.isfinite(y), y, np.nan)
             if line.faint:
-                axes.plot(x, y, color=_LINES[-1], linewidth=0.5, alpha=0.45, zorder=1)
+                axes.plot(
+                    x, y, color=_LINES[-1], linestyle='-', linewidth=0.5, alpha=0.45, zorder=1
+                )
                 continue
-            colour, dashes = next(styles)
             # A point that has gaps or ends on both its sides would not show as a line.
             known = np.concatenate([[False], np.isfinite(y), [False]])
             alone = known[1:-1] & ~known[:-2] & ~known[2:]
             marks = np.flatnonzero(alone if len(x) > 20 else known[1:-1]).tolist()
             axes.plot(
-                x,
-                y,
-                color=colour,
-                linestyle=dashes,
-                linewidth=1.5,
-                label=line.label,
-                marker='o' if marks else None,
-                markersize=3.5,
-                markevery=marks or None,
-            )
+                x, y, linewidth=1.5, label=line.label,
+                marker='o' if marks else None, markersize=3.5, markevery=marks or None,
+            )  # fmt: skip
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(True)
-        if whole_x:
+        if shares:
+            axes.set_ylim(0, 1.02)
+        else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        if y_range:
-            axes.set_ylim(*y_range)
-        named = [line for line in series if not line.faint]
         if len(named) > 1:
             axes.legend(
                 loc='lower left', bbox_to_anchor=(0, 1.01), frameon=False,
@@ -121,27 +117,44 @@ def line_chart(
                 handlelength=2.6, fontsize=9, borderaxespad=0,
             )  # fmt: skip
 
-    rows = math.ceil(sum(not line.faint for line in series) / 2)
-    return _svg(draw, title, (4.6, 2.7 + 0.19 * rows * (len(series) > 1)))
+    told = []
+    for line in named[:4]:
+        values = [float(v) for v in line.y if math.isfinite(v)]
+        if values:
+            told.append(f'{line.label}: from {number(values[0], 3)} to {number(values[-1], 3)}')
+    height = 2.7 + 0.19 * math.ceil(len(named) / 2) * (len(lines) > 1)  # with the legend
+    svg = _svg(draw, f'{title}. {"; ".join(told) or "No value"}', (4.6, height))
+    return Chart(title, svg, table or _table(f'{title}: figures', x_label, lines))
+
+
+def _table(caption: str, x_label: str, lines: Sequence[Series]) -> Table:
+    known: dict[float, dict[str, float]] = {}
+    for line in lines:
+        for x, y in zip(line.x, line.y, strict=True):
+            known.setdefault(x, {})[line.label] = y
+    places = sorted(known)
+    if len(places) > 20:  # evenly spaced, the first and the last among them
+        places = [places[round(i * (len(places) - 1) / 19)] for i in range(20)]
+    rows = [[number(x), *(number(known[x].get(line.label)) for line in lines)] for x in places]
+    return Table(caption, [x_label, *(line.label for line in lines)], rows, folded=True)
 
 
 def heat_map(shares: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Draw a confusion matrix whose cells are opaque by their share.
+    """Draw a confusion matrix whose cells are opaque by their share, for a container that scrolls.
 
     Args:
         shares: Shares of their row from 0 to 1, (K, K).
         names: The K classes.
         title: What a screen reader says.
-
-    Returns:
-        An ``<svg>`` element of a fixed width, for a container that scrolls.
     """
+    names = [name if len(name) <= 30 else f'{name[:29]}…' for name in names]
     size = 0.15 * len(names)  # inches: 14 pixels a cell, so that the names can be read
-    margin = 0.3 + 0.062 * min(30, max(map(len, names)))
+    margin = 0.3 + 0.062 * max(map(len, names))
+    total = size + margin
 
     def draw(axes: Axes) -> None:
-        axes.set_position([margin / (size + margin), 0, size / (size + margin), 1 - margin / total])
-        # A colour for light and dark alike: what lies behind shows through small shares.
+        axes.set_position((margin / total, 0, size / total, 1 - margin / total))
+        # A colour for light and dark pages: the background shows through small shares.
         cells = np.zeros((*shares.shape, 4))
         cells[..., :3] = 0.2, 0.5, 0.9
         cells[..., 3] = np.where(shares > 0, 0.08 + 0.92 * shares, 0)
@@ -150,14 +163,13 @@ def heat_map(shares: np.ndarray, names: Sequence[str], title: str) -> Markup:
             cells, extent=(0, len(names), len(names), 0), aspect='auto', interpolation='nearest'
         )
         axes.set(xlim=(0, len(names)), ylim=(len(names), 0))
-        axes.set_xticks(edges[:-1] + 0.5, [_shorten(n) for n in names], rotation=90, fontsize=7.5)
-        axes.set_yticks(edges[:-1] + 0.5, [_shorten(n) for n in names], fontsize=7.5)
+        axes.set_xticks(edges[:-1] + 0.5, names, rotation=90, fontsize=7.5)
+        axes.set_yticks(edges[:-1] + 0.5, names, fontsize=7.5)
         axes.set_xticks(edges[::5], minor=True)
         axes.set_yticks(edges[::5], minor=True)
         axes.grid(True, which='minor')
         axes.tick_params(length=0, which='both', labeltop=True, labelbottom=False)
 
-    total = size + margin
     return _svg(draw, title, (total, total), fixed=True)
 
 
@@ -187,14 +199,3 @@ def _svg(
     view = f'viewBox="0 0 {size[0] * 72:.6g} {size[1] * 72:.6g}"'
     head = f'<svg class="chart" role="img" aria-label="{escape(title)}" {view} {width}>'
     return Markup(head + text[text.index('>') + 1 :])
-
-
-def _thin(line: Series) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
-    y = np.where(np.isfinite(y), y, np.nan)
-    step = max(1, math.ceil(len(x) / _POINTS))
-    return x[::step], y[::step]
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 30 else f'{name[:29]}…'

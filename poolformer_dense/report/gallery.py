@@ -14,9 +14,10 @@ import matplotlib
 import mmcv
 import numpy as np
 import torch
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.visualization import Visualizer
 
-from .scores import SCORE_THRESHOLD, Detections
+from .scores import Detections
 from .validation import choose
 
 # Longer side of a picture, in pixels; names drawn into smaller ones than the first can't be read.
@@ -25,19 +26,9 @@ _SMALLEST, _LARGEST = 360, 720
 
 @dataclass
 class Picture:
-    """An image of the gallery.
+    """An image of the gallery: truth and prediction drawn in, as data URIs, and in words."""
 
-    Attributes:
-        kind: best, median or worst.
-        name: The image's file name.
-        score: Its score.
-        truth: Ground truth drawn in, as a data URI.
-        truth_text: The same in words.
-        prediction: The prediction drawn in, as a data URI.
-        prediction_text: The same in words.
-    """
-
-    kind: str
+    kind: str  # best, median or worst
     name: str
     score: float
     truth: str
@@ -46,15 +37,8 @@ class Picture:
     prediction_text: str
 
 
-def draw_detections(
-    validation: Mapping[str, Any], detections: Detections, scores: Mapping[int, float]
-) -> Iterator[Picture]:
-    """Draw the images with the best, median and worst scores.
-
-    Args:
-        validation: What `describe_detection` returned.
-        detections: Boxes, or masks with their boxes.
-        scores: Scores by image id.
+def draw_detections(validation: Mapping[str, Any], detections: Detections) -> Iterator[Picture]:
+    """Draw the images with the best, median and worst scores, of what `keep_detections` told.
 
     Raises:
         FileNotFoundError: An image is not where it was.
@@ -62,42 +46,30 @@ def draw_detections(
     from mmdet.structures import DetDataSample
     from mmdet.visualization import DetLocalVisualizer
 
-    labels = {category: i for i, category in enumerate(detections.categories)}
     visualizer = DetLocalVisualizer(name='report', vis_backends=None, alpha=0.6)
-    visualizer.dataset_meta = dict(classes=detections.classes, palette=_palette(validation))
-    ids = list(scores)
-    for kind, places in choose([scores[i] for i in ids]).items():
-        for image_id in (ids[place] for place in places):
-            path = validation['images'][str(image_id)]
+    visualizer.dataset_meta.update(classes=detections.classes, palette=palette_of(validation))
+    ids, scores = list(detections.image_scores), list(detections.image_scores.values())
+    for kind, places in choose(scores).items():
+        for place in places:
+            path = validation['images'][str(ids[place])]
             image, factor = _read(path)
-            drawn, words = [], []
-            for side, coco in (('gt', detections.truth), ('pred', detections.found)):
-                found = [
-                    a
-                    for a in coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
-                    if a['category_id'] in labels and a.get('score', 1.0) >= SCORE_THRESHOLD
-                ]
-                sample = DetDataSample()
-                instances = _instances(coco, found, labels, factor, detections.kind)
-                setattr(sample, f'{side}_instances', instances)
-                visualizer.add_datasample(
-                    'report', image, sample, draw_gt=side == 'gt', draw_pred=side == 'pred',
-                    pred_score_thr=SCORE_THRESHOLD,
-                )  # fmt: skip
-                drawn.append(_data_uri(visualizer.get_image()))
-                counts = Counter(detections.classes[labels[a['category_id']]] for a in found)
-                words.append(', '.join(f'{n} {name}' for name, n in counts.items()) or 'no object')
+            truth, found = (
+                _instances(annotations, detections, factor)
+                for annotations in detections.annotations(ids[place])
+            )
+            sample = DetDataSample(gt_instances=truth, pred_instances=found)
+            sides = _draw_sides(visualizer, image, sample, pred_score_thr=0)
+            texts = []
+            for instances in (truth, found):
+                counts = Counter(detections.classes[label] for label in instances.labels.tolist())
+                texts.append(', '.join(f'{n} {name}' for name, n in counts.items()) or 'no object')
             yield Picture(
-                kind, Path(path).name, scores[image_id], drawn[0], words[0], drawn[1], words[1]
+                kind, Path(path).name, scores[place], sides[0], texts[0], sides[1], texts[1]
             )
 
 
 def draw_label_maps(validation: Mapping[str, Any], folder: Path) -> Iterator[Picture]:
-    """Draw the images whose label maps were kept.
-
-    Args:
-        validation: What `describe_segmentation` returned.
-        folder: The folder of the label maps.
+    """Draw the images whose label maps `keep_label_maps` wrote into a folder.
 
     Raises:
         FileNotFoundError: An image or a label map is not where it was.
@@ -107,33 +79,30 @@ def draw_label_maps(validation: Mapping[str, Any], folder: Path) -> Iterator[Pic
 
     classes = validation['classes']
     visualizer = SegLocalVisualizer(name='report', vis_backends=None, alpha=0.6)
-    visualizer.dataset_meta = dict(classes=classes, palette=_palette(validation))
+    visualizer.dataset_meta.update(classes=classes, palette=palette_of(validation))
     for entry in validation['pictures']:
         image, _ = _read(entry['image'])
-        drawn, words = [], []
-        for side, name in (('truth', 'gt_sem_seg'), ('prediction', 'pred_sem_seg')):
+        maps, texts = [], []
+        for side in ('truth', 'prediction'):
             labels = cv2.imread(str(folder / entry[side]), cv2.IMREAD_UNCHANGED)
             if labels is None:
                 raise FileNotFoundError(f'{folder / entry[side]} is missing or unreadable')
             labels = cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            sample = SegDataSample()
-            sample.set_data({name: PixelData(data=torch.from_numpy(labels[None].astype('int64')))})
-            visualizer.add_datasample(
-                'report', image, sample, draw_gt=side == 'truth', draw_pred=side != 'truth',
-                with_labels=False,
-            )  # fmt: skip
-            drawn.append(_data_uri(visualizer.get_image()))
-            words.append(_shares(labels, classes))
-        yield Picture(
-            entry['kind'], Path(entry['image']).name, entry['score'],
-            drawn[0], words[0], drawn[1], words[1],
-        )  # fmt: skip
+            maps.append(PixelData(data=torch.from_numpy(labels[None].astype('int64'))))
+            texts.append(_shares(labels, classes))
+        sample = SegDataSample(gt_sem_seg=maps[0], pred_sem_seg=maps[1])
+        sides = _draw_sides(visualizer, image, sample, with_labels=False)
+        name = Path(entry['image']).name
+        yield Picture(entry['kind'], name, entry['score'], sides[0], texts[0], sides[1], texts[1])
 
 
-def legend(validation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the names and colours of classes in drawn label maps."""
-    pairs = zip(validation['classes'], _palette(validation), strict=False)
-    return [(name, 'rgb({}, {}, {})'.format(*colour)) for name, colour in pairs]
+def palette_of(validation: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Return the classes' colours as RGB of 0 to 255, the data set's or colours of the rainbow."""
+    classes, palette = validation['classes'], validation.get('palette')
+    if not palette or len(palette) < len(classes):
+        rainbow = matplotlib.colormaps['hsv'](np.linspace(0, 1, len(classes), endpoint=False))
+        palette = (255 * rainbow[:, :3]).astype(int).tolist()
+    return [tuple(colour) for colour in palette]
 
 
 def _read(path: str) -> tuple[np.ndarray, float]:
@@ -143,37 +112,47 @@ def _read(path: str) -> tuple[np.ndarray, float]:
     image = mmcv.imread(path, channel_order='rgb')
     longer = max(image.shape[:2])
     factor = min(max(1.0, _SMALLEST / longer), _LARGEST / longer)
-    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
     method = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
-    return cv2.resize(image, size, interpolation=method), factor
+    return cv2.resize(image, _scaled(image, factor), interpolation=method), factor
+
+
+def _scaled(image: np.ndarray, factor: float) -> tuple[int, int]:
+    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+    return width, height
+
+
+def _draw_sides(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, **options: Any
+) -> list[str]:
+    """Draw ground truth and prediction, and return both as data URIs."""
+    drawn = []
+    for truth in (True, False):
+        visualizer.add_datasample(
+            'report', image, sample, draw_gt=truth, draw_pred=not truth, **options
+        )
+        side = cv2.cvtColor(np.ascontiguousarray(visualizer.get_image()), cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode('.jpg', side, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+        drawn.append(f'data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}')
+    return drawn
 
 
 def _instances(
-    coco: Any, found: Sequence[dict], labels: Mapping[int, int], factor: float, kind: str
+    annotations: Sequence[dict[str, Any]], detections: Detections, factor: float
 ) -> InstanceData:
-    boxes = np.array([a['bbox'] for a in found], dtype=np.float32).reshape(-1, 4) * factor
+    boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4) * factor
     boxes[:, 2:] += boxes[:, :2]
     instances = InstanceData(
         bboxes=torch.from_numpy(boxes),
-        labels=torch.tensor([labels[a['category_id']] for a in found], dtype=torch.long),
+        labels=torch.tensor([detections.label(a) for a in annotations], dtype=torch.long),
     )
-    if all('score' in a for a in found):
-        instances.scores = torch.tensor([a['score'] for a in found])
-    if kind == 'segm' and found:
-        masks = [coco.annToMask(a) for a in found]
-        size = tuple(max(1, round(side * factor)) for side in masks[0].shape[::-1])
+    if all('score' in a for a in annotations):
+        instances.scores = torch.tensor([a['score'] for a in annotations])
+    if detections.kind == 'segm' and annotations:
+        masks = [detections.truth.annToMask(a) for a in annotations]
+        size = _scaled(masks[0], factor)
         masks = [cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) for m in masks]
         instances.masks = np.stack(masks).astype(bool)
     return instances
-
-
-def _palette(validation: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Return the classes' colours as RGB of 0 to 255, the data set's or colours of the rainbow."""
-    classes, palette = validation['classes'], validation.get('palette')
-    if not palette or len(palette) < len(classes):
-        rainbow = matplotlib.colormaps['hsv'](np.linspace(0, 1, len(classes), endpoint=False))
-        palette = (255 * rainbow[:, :3]).astype(int).tolist()
-    return [tuple(colour) for colour in palette]
 
 
 def _shares(labels: np.ndarray, classes: Sequence[str]) -> str:
@@ -181,9 +160,3 @@ def _shares(labels: np.ndarray, classes: Sequence[str]) -> str:
     order = [i for i in np.argsort(-counts).tolist() if counts[i]][:6]
     listed = [f'{classes[i]} {counts[i] / max(1, counts.sum()):.0%}' for i in order]
     return ', '.join(listed) or 'nothing'
-
-
-def _data_uri(image: np.ndarray) -> str:
-    image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
-    return f'data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'

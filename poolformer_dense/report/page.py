@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from ..files import replacing
-from .comparison import comparison_sections, name_apart
-from .sections import run_sections
-from .workdir import read_run
+from . import sections
+from .parts import Section
+from .predicted import Predictions, compare_classes
+from .workdir import Run, read_run
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -31,11 +33,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = [read_run(folder) for folder in folders]
     if len(runs) == 1:
         out = out or folders[0] / 'report.html'
-        title, sections = f'Training report: {runs[0].name}', run_sections(runs[0], out)
+        title, content = f'Training report: {runs[0].name}', _report(runs[0], out)
     else:
         out = out or Path('comparison.html')
-        name_apart(runs)
-        title, sections = f'Comparison of {len(runs)} trainings', comparison_sections(runs, out)
+        _name_apart(runs)
+        title, content = f'Comparison of {len(runs)} trainings', _comparison(runs, out)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -44,9 +46,51 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     text = environment.get_template('page.html.j2').render(
-        title=title, sections=sections, made=time.strftime('%Y-%m-%d %H:%M')
+        title=title, sections=content, made=time.strftime('%Y-%m-%d %H:%M')
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file:
         file.write(text.encode())
     return out
+
+
+def _report(run: Run, out: Path) -> list[Section]:
+    predictions = Predictions(run)
+    return [
+        Section('summary', 'Summary', sections.summary(run)),
+        Section('losses', 'Loss and learning rate', sections.losses([run])),
+        Section('accuracy', 'Accuracy over time', sections.accuracy([run])),
+        Section('classes', 'Accuracy by class', predictions.by_class()),
+        Section('precision-recall', 'Precision and recall', predictions.precision_recall()),
+        Section('confusion', 'Confusion matrix', predictions.confusions()),
+        Section('speed', 'Speed and memory', sections.speed([run])),
+        Section('gallery', 'Validation images', predictions.gallery()),
+        Section('files', 'Checkpoints and files', sections.file_links(run, out)),
+        Section('configuration', 'Configuration', sections.configuration(run)),
+        Section('environment', 'Environment', sections.machine(run)),
+    ]
+
+
+def _comparison(runs: Sequence[Run], out: Path) -> list[Section]:
+    differing = 'What differs in the configurations', 'What differs in the environments'
+    return [
+        Section('summary', 'Summary', sections.compare_summaries(runs, out)),
+        Section('losses', 'Loss and learning rate', sections.losses(runs)),
+        Section('accuracy', 'Accuracy over time', sections.accuracy(runs)),
+        Section('classes', 'Accuracy by class', compare_classes(runs)),
+        Section('speed', 'Speed and memory', sections.speed(runs)),
+        Section('configuration', differing[0], sections.compare_configurations(runs)),
+        Section('environment', differing[1], sections.compare_environments(runs)),
+    ]
+
+
+def _name_apart(runs: Sequence[Run]) -> None:
+    """Give trainings whose folders have the same name the names of their paths."""
+    counts = Counter(run.name for run in runs)
+    seen: Counter[str] = Counter()
+    for run in runs:
+        if counts[run.name] > 1:
+            run.name = '/'.join(run.folder.parts[-2:])
+        seen[run.name] += 1
+        if seen[run.name] > 1:
+            run.name = f'{run.name} ({seen[run.name]})'

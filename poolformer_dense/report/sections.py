@@ -1,122 +1,125 @@
-"""The sections of one training's report; each says what it lacks."""
+"""The sections made from a work directory's logs and config; each says what it lacks."""
 
 from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
-from .figures import Series
-from .parts import Code, Link, Section, Table, Text, Tiles, chart, duration, number
-from .predicted import Validation, by_class, confusion, gallery, precision_recall
+from .figures import Series, chart
+from .parts import NONE, Cell, Code, Part, Row, Table, Text, Tiles, duration, number
 from .workdir import Run
 
-
-def run_sections(run: Run, out: Path) -> list[Section]:
-    """Return the sections of one training.
-
-    Args:
-        run: The training.
-        out: The page's path, which links are relative to.
-    """
-    validation = Validation(run)
-    return [
-        Section('summary', 'Summary', summary(run)),
-        Section('losses', 'Loss and learning rate', losses([run])),
-        Section('accuracy', 'Accuracy over time', accuracy([run])),
-        Section('classes', 'Accuracy by class', by_class(validation)),
-        Section('precision-recall', 'Precision and recall', precision_recall(validation)),
-        Section('confusion', 'Confusion matrix', confusion(validation)),
-        Section('speed', 'Speed and memory', speed([run])),
-        Section('gallery', 'Validation images', gallery(run, validation)),
-        Section('files', 'Checkpoints and files', files(run, out)),
-        Section('configuration', 'Configuration', _configuration(run)),
-        Section('environment', 'Environment', _environment(run)),
-    ]
+# What every training has differently.
+_PRIVATE = ('work_dir', 'resume', 'load_from')
+_TIMES = {'all': 'time', 'waiting for data': 'data_time'}
+_SETTINGS = {
+    'model': 'model.type', 'backbone': 'model.backbone.type', 'size': 'model.backbone.arch',
+    'drop path': 'model.backbone.drop_path_rate',
+    'backbone weights': 'model.backbone.init_cfg.checkpoint', 'started from': 'load_from',
+    'data set': 'train_dataloader.dataset.type', 'data': 'data_root',
+    'images of a process': 'train_dataloader.batch_size',
+    'optimizer': 'optim_wrapper.optimizer.type', 'learning rate': 'optim_wrapper.optimizer.lr',
+    'weight decay': 'optim_wrapper.optimizer.weight_decay',
+    'accumulated batches': 'optim_wrapper.accumulative_counts',
+    'epochs': 'train_cfg.max_epochs', 'iterations': 'train_cfg.max_iters',
+    'seed': 'randomness.seed',
+}  # fmt: skip
 
 
-def progress(run: Run) -> tuple[int, int | str, str]:
-    """Return how far a training came, how far it was to go, and the unit of both."""
-    cfg = (run.config or {}).get('train_cfg') or {}
-    last = run.train[-1] if run.train else {}
-    if cfg.get('max_epochs'):
-        return last.get('epoch', 0), cfg['max_epochs'], 'epoch'
-    return last.get('step', 0), cfg.get('max_iters', '?'), 'iteration'
-
-
-def images_per_second(run: Run) -> tuple[list[float], list[float]]:
-    """Return iterations and the images trained a second at each."""
-    steps, times = run.series('time')
-    batch = run.batch or math.nan
-    return steps, [batch / t if t > 0 else math.nan for t in times]
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the median of the finite values, NaN if there is none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.median(finite)) if finite else math.nan
-
-
-def summary(run: Run) -> list[Any]:
+def summary(run: Run) -> list[Part]:
     """Return what a training came to, and what is wrong with its files."""
     tiles = []
     best = run.best()
     if best:
-        name = run.metrics[0]
-        where = f'{run.unit} {best["step"]}'
-        tiles += [(f'Best {name}', number(best[name]), where)]
+        name, last = run.metrics[0], run.val[-1]
         tiles += [
-            (f'Last {name}', number(run.val[-1].get(name)), f'{run.unit} {run.val[-1]["step"]}')
+            (f'Best {name}', number(best[name]), f'{run.unit} {best["step"]}'),
+            (f'Last {name}', number(last.get(name)), f'{run.unit} {last["step"]}'),
         ]
     steps, loss = run.series('loss')
     if loss:
-        tiles += [('Last loss', number(loss[-1]), f'iteration {steps[-1]}')]
-    done, total, unit = progress(run)
+        tiles.append(('Last loss', number(loss[-1]), f'iteration {steps[-1]}'))
+    done, total, unit = run.progress
     sessions = f'in {len(run.sessions)} session{"s" * (len(run.sessions) > 1)}'
-    tiles += [(f'Trained {unit}s', f'{done} of {total}', sessions)]
+    tiles.append((f'Trained {unit}s', f'{done} of {total}', sessions))
     if run.train:
-        tiles += [('Time in iterations', duration(run.seconds), 'without validation')]
-        typical = median(images_per_second(run)[1])
-        tiles += [('Images a second', number(typical, 3), f'median, batch {run.batch or "?"}')]
+        tiles += [
+            ('Time in iterations', duration(run.seconds), 'without validation'),
+            ('Images a second', _typical_speed(run), f'median, batch {run.batch or "?"}'),
+        ]
     memory = run.series('memory')[1]
     if memory:
-        tiles += [('GPU memory', f'{max(memory) / 1024:.1f} GiB', 'peak of the first GPU')]
+        tiles.append(('GPU memory', f'{max(memory) / 1024:.1f} GiB', 'peak of the first GPU'))
+    parts: list[Part] = [Tiles(tiles)]
     lost = [s for s, v in zip(steps, loss, strict=True) if not math.isfinite(v)]
-    parts: list[Any] = [Tiles(tiles)]
     if lost:
         text = f'The loss is not finite in {len(lost)} of {len(loss)} records, first at iteration'
-        parts += [Text(f'{text} {lost[0]}.', warning=True)]
+        parts.append(Text(f'{text} {lost[0]}.', warning=True))
     return parts + [Text(f'{remark}.', warning=True) for remark in run.remarks]
 
 
-def losses(runs: Sequence[Run]) -> list[Any]:
-    """Return the curves of losses and learning rates."""
+def compare_summaries(runs: Sequence[Run], out: Path) -> list[Part]:
+    """Return a table with a row for each training, which leads to its own page if it has one."""
+    header = [
+        'training',
+        'figure',
+        'best',
+        'at',
+        'last',
+        'last loss',
+        'images/s',
+        'time',
+        'trained',
+    ]
+    rows: list[Row] = []
+    for run in runs:
+        best, loss = run.best(), run.series('loss')[1]
+        name = run.metrics[0] if run.metrics else NONE
+        page = run.folder / 'report.html'
+        rows.append(
+            [
+                _link(page, out, run.name) if page.is_file() else run.name,
+                name,
+                number(best[name]) if best else NONE,
+                f'{run.unit} {best["step"]}' if best else NONE,
+                number(run.val[-1].get(name)) if run.val else NONE,
+                number(loss[-1]) if loss else NONE,
+                _typical_speed(run),
+                duration(run.seconds),
+                '{} of {} {}s'.format(*run.progress),
+            ]
+        )
+    remarks = [Text(f'{run.name}: {r}.', warning=True) for run in runs for r in run.remarks]
+    return [Table('The trainings', header, rows), *remarks]
+
+
+def losses(runs: Sequence[Run]) -> list[Part]:
+    """Return the curves of losses, learning rates and gradient norms."""
     if not any(run.series('loss')[0] for run in runs):
         return [
             Text('No loss was logged; the first record comes after logger.interval iterations.')
         ]
-    if len(runs) > 1:
-        parts = [chart('Loss', _of(runs, 'loss'), 'iteration', 'loss')]
-    else:
-        names = dict.fromkeys(key for record in runs[0].train for key in record)
-        names = [n for n in names if 'loss' in n and n != 'loss'][:7]
+    names = ['loss']
+    if len(runs) == 1:
+        known = dict.fromkeys(key for record in runs[0].train for key in record)
+        parts = [n for n in known if 'loss' in n and n != 'loss'][:7]
         # One part that is the whole loss would hide it.
-        names = ['loss', *(names if len(names) > 1 else [])]
-        lines = [Series(name, *runs[0].series(name)) for name in names]
-        parts = [chart('Loss', lines, 'iteration', 'loss')]
-    parts += [chart('Learning rate', _of(runs, 'lr'), 'iteration', 'learning rate')]
+        names += parts if len(parts) > 1 else []
+    lines = [line for name in names for line in _lines(runs, name)]
+    charts = [chart('Loss', lines, 'iteration', 'loss')]
+    charts += [chart('Learning rate', _lines(runs, 'lr'), 'iteration', 'learning rate')]
     if any(run.series('grad_norm')[0] for run in runs):
-        parts += [chart('Gradient norm', _of(runs, 'grad_norm'), 'iteration', 'norm')]
-    return parts
+        charts += [chart('Gradient norm', _lines(runs, 'grad_norm'), 'iteration', 'norm')]
+    return [*charts]
 
 
-def accuracy(runs: Sequence[Run]) -> list[Any]:
+def accuracy(runs: Sequence[Run]) -> list[Part]:
     """Return the validations' figures over time."""
     measured = [run for run in runs if run.metrics]
     if not measured:
@@ -125,107 +128,133 @@ def accuracy(runs: Sequence[Run]) -> list[Any]:
         charts = []
         for name in dict.fromkeys(run.metrics[0] for run in measured):
             units = dict.fromkeys(run.unit for run in measured if name in run.metrics)
-            charts += [chart(name, _of(measured, name, 'val'), ' or '.join(units), name)]
-        return charts
-    [run] = runs
+            charts += [chart(name, _lines(measured, name, 'val'), ' or '.join(units), name)]
+        return [*charts]
     # Figures of boxes, of masks and of the rest, each in their own chart.
     groups: dict[str, list[str]] = {}
-    for name in run.metrics:
+    for name in runs[0].metrics:
         groups.setdefault(name.split('_')[0] if '_' in name else '', []).append(name)
     charts = []
     for prefix, names in groups.items():
-        lines = [Series(name, *run.series(name, 'val')) for name in names[:8]]
-        charts += [chart(f'Validation: {prefix or "figures"}', lines, run.unit, 'value')]
-    return charts
+        lines = [line for name in names[:8] for line in _lines(runs, name, 'val')]
+        charts += [chart(f'Validation: {prefix or "figures"}', lines, runs[0].unit, 'value')]
+    return [*charts]
 
 
-def speed(runs: Sequence[Run]) -> list[Any]:
+def speed(runs: Sequence[Run]) -> list[Part]:
     """Return the curves of speed and memory."""
     timed = [run for run in runs if run.series('time')[0]]
     if not timed:
         return [Text('No time of an iteration was logged.')]
-    lines = [Series(run.name, *images_per_second(run)) for run in timed]
-    parts: list[Any] = []
+    lines = [Series(run.name, *run.images_per_second()) for run in timed]
+    parts: list[Part] = []
     if any(math.isfinite(v) for line in lines for v in line.y):
-        parts += [chart('Images trained a second', lines, 'iteration', 'images / s')]
+        parts.append(chart('Images trained a second', lines, 'iteration', 'images / s'))
     if len(runs) == 1:
         times = [Series(name, *runs[0].series(key)) for name, key in _TIMES.items()]
-        parts += [chart('Time of an iteration', times, 'iteration', 'seconds')]
+        parts.append(chart('Time of an iteration', times, 'iteration', 'seconds'))
     memory = [Series(run.name, *run.series('memory')) for run in runs if run.series('memory')[0]]
     if memory:
-        parts += [chart('Peak of GPU memory', memory, 'iteration', 'MiB')]
+        parts.append(chart('Peak of GPU memory', memory, 'iteration', 'MiB'))
     else:
-        parts += [Text('No memory was logged: mmengine measures that of GPUs only.')]
+        parts.append(Text('No memory was logged: mmengine measures that of GPUs only.'))
     return parts
 
 
-_TIMES = {'all': 'time', 'waiting for data': 'data_time'}
-
-
-def files(run: Run, out: Path) -> list[Any]:
+def file_links(run: Run, out: Path) -> list[Part]:
     """Return links to a work directory's files."""
     last = run.folder / 'last_checkpoint'
     last_name = Path(last.read_text().strip()).name if last.is_file() else ''
-    rows = []
+    rows: list[Row] = []
     for path in sorted(run.folder.glob('*.pth'), key=lambda p: p.stat().st_mtime):
         stat = path.stat()
         note = 'last' if path.name == last_name else 'best' if path.name.startswith('best_') else ''
         written = time.strftime('%Y-%m-%d %H:%M', time.localtime(stat.st_mtime))
-        rows.append([link(path, out), f'{stat.st_size / 2**20:.1f} MiB', written, note])
-    parts: list[Any] = [
-        Table('Checkpoints', ['file', 'size', 'written', 'note'], rows)
-        if rows
-        else Text('There is no checkpoint in the work directory.')
-    ]
+        rows.append([_link(path, out), f'{stat.st_size / 2**20:.1f} MiB', written, note])
+    checkpoints: Part = Text('There is no checkpoint in the work directory.')
+    if rows:
+        checkpoints = Table('Checkpoints', ['file', 'size', 'written', 'note'], rows)
     others = [path for name in run.sessions for path in sorted((run.folder / name).glob('*.log'))]
     others += [run.folder / name / 'vis_data' / 'scalars.json' for name in run.sessions]
     others += sorted(run.folder.glob('*.py')) + sorted((run.folder / 'validation').glob('*.json'))
-    rows = [[link(path, out), f'{path.stat().st_size / 1024:.0f} KiB'] for path in others]
-    return [*parts, Table('Logs, configs and predictions', ['file', 'size'], rows, folded=True)]
+    rows = [[_link(path, out), f'{path.stat().st_size / 1024:.0f} KiB'] for path in others]
+    caption = 'Logs, configs and predictions'
+    return [checkpoints, Table(caption, ['file', 'size'], rows, folded=True)]
 
 
-def _configuration(run: Run) -> list[Any]:
+def configuration(run: Run) -> list[Part]:
+    """Return the settings that matter most, and the whole config."""
     if not run.config:
         return [Text('The config was not found.')]
-    cfg = run.config.to_dict()
-    rows = []
-    for label, place in _SETTINGS:
-        node: Any = cfg
-        for part in place.split('.'):
-            node = node.get(part) if isinstance(node, dict) else None
-        if node is not None and not isinstance(node, (dict, list)):
-            rows.append([label, str(node)])
+    values = {label: run.setting(place) for label, place in _SETTINGS.items()}
+    rows = [
+        [label, str(value)]
+        for label, value in values.items()
+        if value is not None and not isinstance(value, (dict, list))
+    ]
     rows.append(['images of an iteration', str(run.batch or '?')])
-    table = Table('Settings', ['setting', 'value'], rows)
-    return [table, Code('The whole config', run.config_text)]
+    return [
+        Table('Settings', ['setting', 'value'], rows),
+        Code('The whole config', run.config_text),
+    ]
 
 
-_SETTINGS = [
-    ('model', 'model.type'), ('backbone', 'model.backbone.type'), ('size', 'model.backbone.arch'),
-    ('drop path', 'model.backbone.drop_path_rate'),
-    ('backbone weights', 'model.backbone.init_cfg.checkpoint'), ('started from', 'load_from'),
-    ('data set', 'train_dataloader.dataset.type'), ('data', 'data_root'),
-    ('images of a process', 'train_dataloader.batch_size'),
-    ('optimizer', 'optim_wrapper.optimizer.type'), ('learning rate', 'optim_wrapper.optimizer.lr'),
-    ('weight decay', 'optim_wrapper.optimizer.weight_decay'),
-    ('accumulated batches', 'optim_wrapper.accumulative_counts'),
-    ('epochs', 'train_cfg.max_epochs'), ('iterations', 'train_cfg.max_iters'),
-    ('seed', 'randomness.seed'),
-]  # fmt: skip
+def compare_configurations(runs: Sequence[Run]) -> list[Part]:
+    """Return a table of the configs' entries that differ."""
+    missing = [Text(f'{run.name}: the config was not found.') for run in runs if not run.config]
+    known = [dict(_flatten(run.config)) for run in runs]
+    return [*missing, _differences('Entries that differ', runs, known)]
 
 
-def _environment(run: Run) -> list[Any]:
+def machine(run: Run) -> list[Part]:
+    """Return what the log says of the machine."""
     if not run.environment:
         return [Text('The log, which tells the environment, was not found or has no such lines.')]
     return [Table('As logged when training began', ['name', 'value'], [*run.environment.items()])]
 
 
-def _of(runs: Sequence[Run], name: str, split: str = 'train') -> list[Series]:
+def compare_environments(runs: Sequence[Run]) -> list[Part]:
+    """Return a table of what the logs say differently of the machines."""
+    return [_differences('Lines that differ', runs, [run.environment for run in runs])]
+
+
+def _typical_speed(run: Run) -> str:
+    finite = [value for value in run.images_per_second()[1] if math.isfinite(value)]
+    return number(statistics.median(finite) if finite else None, 3)
+
+
+def _lines(runs: Sequence[Run], name: str, split: str = 'train') -> list[Series]:
     # One run's line needs no name but the figure's.
     return [Series(run.name if len(runs) > 1 else name, *run.series(name, split)) for run in runs]
 
 
-def link(path: Path, out: Path, text: str | None = None) -> Link:
+def _link(path: Path, out: Path, text: str = '') -> Cell:
     """Return a link to a file, relative to the page."""
     relative = os.path.relpath(path.resolve(), out.resolve().parent)
-    return Link(text or relative, quote(relative))
+    return Cell(text or relative, href=quote(relative))
+
+
+def _flatten(node: Any, place: str = '') -> Iterator[tuple[str, str]]:
+    """Yield a config's entries by their dotted names."""
+    if isinstance(node, dict) and node:
+        items = [(key, node[key]) for key in sorted(node, key=str)]
+    elif isinstance(node, (list, tuple)) and any(isinstance(child, dict) for child in node):
+        items = list(enumerate(node))
+    else:
+        yield place, repr(node)
+        return
+    for key, child in items:
+        yield from _flatten(child, f'{place}.{key}'.lstrip('.'))
+
+
+def _differences(caption: str, runs: Sequence[Run], known: Sequence[dict[str, str]]) -> Part:
+    keys = sorted({key for entries in known for key in entries})
+    rows = [
+        [key, *(entries.get(key, NONE) for entries in known)]
+        for key in keys
+        if key not in _PRIVATE and not key.endswith('_scope_')
+        if len({entries.get(key) for entries in known}) > 1
+    ]
+    if not rows:
+        return Text('There is no difference.')
+    return Table(caption, ['name', *(run.name for run in runs)], rows)

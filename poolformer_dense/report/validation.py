@@ -19,18 +19,27 @@ SUMMARY = 'summary.json'
 PICTURES = 3
 
 
-def choose(scores: Sequence[float], count: int = PICTURES) -> dict[str, list[int]]:
-    """Return the positions of the best, the median and the worst scores, none of them twice.
+def choose(scores: Sequence[float]) -> dict[str, list[int]]:
+    """Return the positions of the best, median and worst scores, `PICTURES` of each at most.
 
-    Args:
-        scores: A score for each image, the more the better.
-        count: At most so many of each kind.
+    No position is in two of the three, and each lists its highest score first.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    count = max(1, min(count, len(order) // 3))
+    count = max(1, min(PICTURES, len(order) // 3))
     best, worst, between = order[:count], order[count:][-count:], order[count : len(order) - count]
     start = max(0, (len(between) - count) // 2)
     return {'best': best, 'median': between[start : start + count], 'worst': worst}
+
+
+def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class, NaN where a class does not occur.
+
+    Args:
+        confusion: Pixels by true class (rows) and predicted class, (K, K).
+    """
+    hits = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
 
 def label_record(sample: Any, classes: int, ignore_index: int) -> dict[str, Any]:
@@ -51,39 +60,25 @@ def label_record(sample: Any, classes: int, ignore_index: int) -> dict[str, Any]
     counted = (truth != ignore_index) & (truth >= 0) & (truth < classes)
     # The last of these cells takes what does not count.
     cell = torch.where(counted, truth * classes + prediction, classes * classes)
-    cells = torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1]
-    iou = intersection_over_union(cells.reshape(classes, classes).cpu().numpy())
-    [places] = cells.nonzero(as_tuple=True)
+    cells = torch.bincount(cell.flatten(), minlength=classes * classes + 1)[:-1].cpu().numpy()
+    iou = intersection_over_union(cells.reshape(classes, classes))
+    places = np.flatnonzero(cells)
     return dict(
         path=os.path.abspath(sample.img_path),
         score=float(np.nanmean(iou)) if np.isfinite(iou).any() else float('nan'),
-        cells=places.cpu().numpy(),
-        counts=cells[places].cpu().numpy(),
+        cells=places,
+        counts=cells[places],
         truth=_png(truth),
         prediction=_png(prediction),
     )
 
 
-def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """Return the IoU of each class, NaN where a class does not occur.
-
-    Args:
-        confusion: Pixels by true class (rows) and predicted class, (K, K).
-    """
-    hits = np.diag(confusion).astype(float)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
-
-
-def describe_segmentation(
+def keep_label_maps(
     records: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """Sum the records of all images, and write the chosen label maps.
+    """Write the label maps of a few images into a folder, and return the summary.
 
-    Args:
-        records: As `label_record` returns them, of every process.
-        metainfo: The data set's, with ``classes``.
-        folder: Where the label maps go.
+    The records are those of `label_record`, of every process.
     """
     classes = len(metainfo['classes'])
     confusion = np.zeros(classes * classes, dtype=np.int64)
@@ -95,45 +90,47 @@ def describe_segmentation(
     scored = [record for record in records if np.isfinite(record['score'])]
     pictures = []
     for kind, places in choose([record['score'] for record in scored]).items():
-        for number, place in enumerate(places, start=1):
-            record = scored[place]
+        for number, record in enumerate((scored[place] for place in places), start=1):
             names = {side: f'{kind}_{number}_{side}.png' for side in ('truth', 'prediction')}
             for side, name in names.items():
                 (folder / name).write_bytes(record[side])
             pictures.append(dict(kind=kind, image=record['path'], score=record['score'], **names))
-    return dict(
-        kind='segmentation',
-        **_names(metainfo),
-        confusion=confusion.reshape(classes, classes).tolist(),
-        pictures=pictures,
-    )
+    matrix = confusion.reshape(classes, classes).tolist()
+    return dict(kind='segmentation', **_names(metainfo), confusion=matrix, pictures=pictures)
 
 
-def describe_detection(metric: Any, evaluators: Sequence[Mapping], dataset: Any) -> dict[str, Any]:
-    """Say where an evaluator of the COCO kind has written its results, and what they are of.
+def keep_detections(
+    records: Sequence[tuple[dict, dict]],
+    metric: Any,
+    ann_file: str | None,
+    dataset: Any,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write detections as COCO result files into a folder, and return the summary.
 
     Args:
-        metric: A ``CocoMetric`` that has evaluated with an ``outfile_prefix``.
-        evaluators: The config's evaluators; the one of the metric names its annotation file.
-        dataset: The data set, for the paths of the images.
+        records: The ``results`` of the metric, of every process: truth and detections of an image.
+        metric: A ``CocoMetric`` after it has evaluated.
+        ann_file: The annotation file; None if the metric takes ground truth from the data set.
+        dataset: For the paths of the images.
+        folder: Where the result files go.
     """
-    prefix = metric.outfile_prefix
-    [ann_file, *_] = [e.get('ann_file') for e in evaluators if e['type'] == type(metric).__name__]
+    folder.mkdir(parents=True, exist_ok=True)
+    truth, found = zip(*records, strict=True)
+    prefix = str(folder / 'results')
+    files = metric.results2json(found, prefix)
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
     return dict(
         kind='detection',
         **_names(dataset.metainfo),
-        ann_file=os.path.abspath(ann_file or f'{prefix}.gt.json'),
-        results={
-            kind: f'{prefix}.{kind}.json' for kind in ('bbox', 'segm') if kind in metric.metrics
-        },
+        ann_file=os.path.abspath(ann_file or metric.gt_to_coco_json(truth, prefix)),
+        results={kind: files[kind] for kind in ('bbox', 'segm') if kind in metric.metrics},
         images={str(info['img_id']): os.path.abspath(info['img_path']) for info in infos},
     )
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary in one step, so that an interruption leaves the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
+def keep_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write what the report begins with, in one step: an interruption leaves the one before."""
     with replacing(folder / SUMMARY) as file:
         file.write(json.dumps(summary).encode())
 

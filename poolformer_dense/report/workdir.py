@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +30,7 @@ class Run:
     Attributes:
         folder: The work directory.
         name: What it is called on the page; the folder's name.
-        config: The config of the last session, None if it is missing or can't be read.
+        config: The config of the last session, empty if it is missing or can't be read.
         config_text: Its file.
         environment: What mmengine says of the machine, by name.
         train: Records of training, ascending by ``step``, the iteration.
@@ -43,7 +42,7 @@ class Run:
 
     folder: Path
     name: str
-    config: Config | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ''
     environment: dict[str, str] = field(default_factory=dict)
     train: list[Record] = field(default_factory=list)
@@ -52,25 +51,31 @@ class Run:
     validation: dict[str, Any] | None = None
     remarks: list[str] = field(default_factory=list)
 
+    def setting(self, place: str) -> Any:
+        """Return what the config has at a dotted place, None if there is no such place."""
+        node: Any = self.config
+        for part in place.split('.'):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
     @property
     def unit(self) -> str:
         """What validations are counted by."""
-        logger = (self.config or {}).get('default_hooks', {}).get('logger') or {}
-        return 'epoch' if logger.get('log_metric_by_epoch', True) else 'iteration'
+        by_iteration = self.setting('default_hooks.logger.log_metric_by_epoch') is False
+        return 'iteration' if by_iteration else 'epoch'
 
     @cached_property
     def metrics(self) -> list[str]:
         """Names of the validation's figures, the main one first."""
-        names = dict.fromkeys(key for record in self.val for key in record)
-        names = [n for n in names if n not in ('step', 'time', 'data_time', 'epoch', 'iter')]
-        main = [name for name in _MAIN_METRICS if name in names]
-        return main[:1] + [name for name in names if name not in main[:1]]
+        told = dict.fromkeys(key for record in self.val for key in record)
+        names = [n for n in told if n not in ('step', 'time', 'data_time', 'epoch', 'iter')]
+        main = [name for name in _MAIN_METRICS if name in names][:1]
+        return main + [name for name in names if name not in main]
 
     @property
     def batch(self) -> int | None:
         """Images of an iteration, of all processes together."""
-        loader = (self.config or {}).get('train_dataloader') or {}
-        images = loader.get('batch_size')
+        images = self.setting('train_dataloader.batch_size')
         return images and images * int(self.environment.get('GPU number', 1))
 
     @property
@@ -81,12 +86,28 @@ class Run:
         spent = [record.get('time', 0.0) * (end - start) for record, (start, end) in pairs]
         return sum(value for value in spent if math.isfinite(value))
 
+    @property
+    def progress(self) -> tuple[int, int | str, str]:
+        """How far it came, how far it was to go, and the unit of both."""
+        last = self.train[-1] if self.train else {}
+        epochs = self.setting('train_cfg.max_epochs')
+        if epochs:
+            return last.get('epoch', 0), epochs, 'epoch'
+        return last.get('step', 0), self.setting('train_cfg.max_iters') or '?', 'iteration'
+
     def series(self, name: str, split: str = 'train') -> tuple[list[float], list[float]]:
         """Return the steps and values of a figure."""
-        records = [r for r in getattr(self, split) if isinstance(r.get(name), (int, float))]
+        records = self.train if split == 'train' else self.val
+        records = [r for r in records if isinstance(r.get(name), (int, float))]
         # COCO's evaluation says -1 where there is nothing to find.
         records = [r for r in records if not (split == 'val' and r[name] == -1)]
         return [r['step'] for r in records], [float(r[name]) for r in records]
+
+    def images_per_second(self) -> tuple[list[float], list[float]]:
+        """Return iterations and the images trained a second at each."""
+        steps, times = self.series('time')
+        batch = self.batch or math.nan
+        return steps, [batch / t if t > 0 else math.nan for t in times]
 
     def best(self) -> Record | None:
         """Return the validation record with the highest main figure."""
@@ -111,45 +132,44 @@ def read_run(folder: Path) -> Run:
     if not sessions and not logs:
         raise UserError(f'{folder} holds no log of a training: is it a work directory?')
     for session in sessions:
-        train, val = _read_records(session / 'vis_data' / 'scalars.json', run.remarks)
-        if train or val:
-            run.sessions.append(session.name)
-            _append(run, train, val)
+        _append_session(run, session)
     used = [folder / name for name in run.sessions] or sessions or [path.parent for path in logs]
     _read_config(run, used[-1] / 'vis_data' / 'config.py')
     for log in sorted(used[-1].glob('*.log'))[:1]:
         run.environment = _read_environment(log)
-    run.validation = _read_validation(folder / 'validation' / SUMMARY, run.remarks)
+    summary = folder / 'validation' / SUMMARY
+    try:
+        run.validation = json.loads(summary.read_text()) if summary.is_file() else None
+    except ValueError as error:
+        run.remarks.append(f'validation/{SUMMARY} is unreadable ({error})')
     return run
 
 
-def _read_records(path: Path, remarks: list[str]) -> tuple[list[Record], list[Record]]:
-    train, val = {}, {}
+def _append_session(run: Run, session: Path) -> None:
+    """Append a session's records; what earlier ones did beyond its first step is undone."""
+    train: dict[int, Record] = {}
+    val: dict[int, Record] = {}
     broken = 0
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    text = (session / 'vis_data' / 'scalars.json').read_text(encoding='utf-8', errors='replace')
+    for line in filter(str.strip, text.splitlines()):
         try:
             record = json.loads(line)
-            step = record['step']
+            (train if 'lr' in record or 'iter' in record else val)[record['step']] = record
         except (ValueError, KeyError, TypeError):
-            broken += bool(line.strip())
-            continue
-        (train if 'lr' in record or 'iter' in record else val)[step] = record
+            broken += 1
     if broken:
-        remarks.append(f'{path.parts[-3]}: {broken} lines of the log of figures are unreadable')
-    return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]
-
-
-def _append(run: Run, train: list[Record], val: list[Record]) -> None:
-    """Go on from where a session started: what an earlier one did beyond that is undone."""
+        run.remarks.append(f'{session.name}: {broken} lines of the log of figures are unreadable')
     if train:
-        start = train[0]
+        start = train[min(train)]
         run.train = [record for record in run.train if record['step'] < start['step']]
         position = start.get('epoch', start['step'])
         run.val = [record for record in run.val if record['step'] < position]
     if val:
-        run.val = [record for record in run.val if record['step'] < val[0]['step']]
-    run.train += train
-    run.val += val
+        run.val = [record for record in run.val if record['step'] < min(val)]
+    if train or val:
+        run.sessions.append(session.name)
+    run.train += [train[step] for step in sorted(train)]
+    run.val += [val[step] for step in sorted(val)]
 
 
 def _read_config(run: Run, path: Path) -> None:
@@ -158,7 +178,8 @@ def _read_config(run: Run, path: Path) -> None:
         return
     run.config_text = path.read_text(encoding='utf-8', errors='replace')
     try:
-        run.config = Config.fromfile(path, import_custom_modules=False)
+        # What it names to be imported may not exist any more, and is not needed to read it.
+        run.config = Config.fromfile(path, import_custom_modules=False).to_dict()
     except Exception as error:  # a config is code: anything can be wrong with it
         run.remarks.append(f'{path.parts[-3]}: the config is unreadable ({type(error).__name__})')
 
@@ -177,26 +198,3 @@ def _read_environment(log: Path) -> dict[str, str]:
                 found[entry[1]] = entry[2].strip()
     # Pages of compiler flags, which nobody compares.
     return {k: v for k, v in found.items() if k != 'PyTorch compiling details' and v}
-
-
-def _read_validation(path: Path, remarks: list[str]) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        remarks.append(f'validation/{path.name} is unreadable ({error})')
-        return None
-
-
-def flatten(node: Any, place: str = '') -> Iterable[tuple[str, str]]:
-    """Yield a config's entries by their dotted names."""
-    if isinstance(node, dict) and node:
-        items = [(key, node[key]) for key in sorted(node, key=str)]
-    elif isinstance(node, (list, tuple)) and any(isinstance(child, dict) for child in node):
-        items = list(enumerate(node))
-    else:
-        yield place, repr(node)
-        return
-    for key, child in items:
-        yield from flatten(child, f'{place}.{key}'.lstrip('.'))

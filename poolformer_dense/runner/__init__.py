@@ -1,25 +1,6 @@
-"""Training and resuming; importing it registers hooks, loops and samplers of mmengine."""
+"""Training, evaluating and resuming; importing it registers `DenseRunner` and its hooks."""
 
-from . import (
-    dirty_data,
-    hooks,
-    loops,
-    numerical_guard,
-    preemption,
-    resume,
-    saving,
-    steady_log,
-    workers,
-)
+from .process import run_process
+from .runner import DenseRunner, build_runner
 
-__all__ = [
-    'dirty_data',
-    'hooks',
-    'loops',
-    'numerical_guard',
-    'preemption',
-    'resume',
-    'saving',
-    'steady_log',
-    'workers',
-]
+__all__ = ['DenseRunner', 'build_runner', 'run_process']

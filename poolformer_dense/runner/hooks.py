@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.registry import HOOKS
 
 from backbones import MetaFormer
-from backbones.checkpoints import CheckpointError, fit, reorder_optimizer
 
 from ..errors import UserError
+from .state import bare_model
 
 
 def batch_factors(cfg: Config) -> tuple[int, int, int]:
@@ -46,7 +46,7 @@ class BatchReportHook(Hook):
         parts = [f'{processes} {unit}{plural * (processes > 1)}']
         parts += [f'{images} image{"s" * (images > 1)}']
         parts += [f'{accumulated} accumulated'] if accumulated > 1 else []
-        rates = Counter()
+        rates: Counter[float] = Counter()
         for group in runner.optim_wrapper.optimizer.param_groups:
             rates[group.get('initial_lr', group['lr'])] += len(group['params'])
         listed = ', '.join(
@@ -56,7 +56,7 @@ class BatchReportHook(Hook):
         scaling = runner.auto_scale_lr or {}
         base = scaling.get('base_batch_size')
         origin = ''
-        if runner._resume and runner._has_loaded:
+        if runner.resumed:
             origin = ", the checkpoint's own"
         elif scaling.get('enable'):
             origin = ', as scaled from the base batch'
@@ -86,38 +86,43 @@ class EmptyResultHook(Hook):
     def _explain(runner, metrics: dict[str, float] | None) -> None:
         if not metrics:
             runner.logger.warning(
-                'No AP: not one detection scored above test_cfg.score_thr. This is usual after a '
+                'No AP: no detection scored above test_cfg.score_thr. This is usual after a '
                 'very short training or from random weights; train longer or lower the threshold.'
             )
 
 
 @HOOKS.register_module()
-class StrictLoadHook(Hook):
-    """Makes the Runner load a checkpoint entirely or not at all.
+class ResumableEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's EarlyStoppingHook, which a resumed run does not begin again."""
 
-    The backbone may be in any layout that `backbones.checkpoints` knows. Fine-tuning
-    (``load_from`` in training) may give the heads other shapes, for other classes: those tensors
-    are named and start afresh.
-    """
+    def state_dict(self) -> dict[str, Any]:
+        return dict(wait_count=self.wait_count, best_score=float(self.best_score))
 
-    def after_load_checkpoint(self, runner, checkpoint: dict[str, Any]) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not isinstance(getattr(model, 'backbone', None), MetaFormer):
-            return
-        if runner._resume and not {'optimizer', 'message_hub'} <= set(checkpoint):
-            raise CheckpointError(
-                'the checkpoint to resume from holds weights alone; to start from them, use '
-                '--cfg-options load_from=PATH instead of --resume'
-            )
-        fine_tuning = isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume
-        found = fit(checkpoint, model, new_heads=fine_tuning)
-        if runner._resume and any(theirs != ours for theirs, ours in found.names.items()):
-            checkpoint['optimizer'] = reorder_optimizer(
-                checkpoint['optimizer'], found.names.values(), model
-            )
-        if 'state_dict' not in checkpoint:
-            checkpoint.clear()
-        checkpoint['state_dict'] = found.tensors
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.wait_count, self.best_score = int(state['wait_count']), state['best_score']
+
+
+@HOOKS.register_module()
+class SteadyLoggerHook(LoggerHook):
+    """mmengine's LoggerHook; metrics that can't be written are lost, and the run continues."""
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        with _surviving(runner):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        with _surviving(runner):
+            super().after_val_epoch(runner, metrics)
+
+
+@contextmanager
+def _surviving(runner) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        runner.logger.error(f'The metrics could not be written ({error}); training continues')
 
 
 @HOOKS.register_module()
@@ -125,7 +130,7 @@ class FuseHook(Hook):
     """Folds the backbone for inference when a test starts, its weights loaded."""
 
     def before_test(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if not isinstance(model.backbone, MetaFormer):
             raise UserError(
                 f'--fuse: the backbone {type(model.backbone).__name__} can not be folded'

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .dirty_data import FILE_NAME, DirtyDataHook, Quarantine
-from .run_state import Position, kept_random_state, random_state, restore, samples_per_step
-from .sampling import KeyedBatches
-from .seeded_data import exact_dataloader
+from .loader import KeyedBatches, build_exact_dataloader
+from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
+from .random_state import kept_random_state
+from .state import own_share
 from .workers import watched
 
 
-class ExactResume:
+class ExactResume(BaseLoop):
     """What both loops share; put it before mmengine's loop among the bases.
 
-    Attributes:
-        position: Where the training stands, for `run_state.collect`.
-        random_before_validation: In a validation, the random state before it. A validation that
-            was cut short is done anew, and leaves the random states as it found them.
+    Its state are the seeds of sampler and augmentation; ``runner.position`` is where it stands.
+
+    Args:
+        runner: A `DenseRunner`.
+        dataloader: As for mmengine's loop.
+        options: As for mmengine's loop.
     """
 
-    position: Position
-    random_before_validation: dict[str, Any] | None = None
-    _resumed_from: dict[str, Any] | None = None
+    dataloader: DataLoader
 
-    @property
-    def dataloader(self) -> DataLoader:
-        return self._dataloader
-
-    @dataloader.setter
-    def dataloader(self, loader: DataLoader) -> None:
-        # mmengine's constructor sets it, before it looks at it.
-        self.position = Position()
-        self.runner.register_hook(ExactResumeHook())
-        replaces = any(isinstance(hook, DirtyDataHook) for hook in self.runner.hooks)
-        quarantine = Quarantine(Path(self.runner.work_dir, FILE_NAME)) if replaces else None
-        self._dataloader = exact_dataloader(loader, self.runner.seed, quarantine)
-        self._batches = self._dataloader.batch_sampler
+    def __init__(
+        self, runner: Runner, dataloader: DataLoader | Mapping[str, Any], **options: Any
+    ) -> None:
+        replaces = any(isinstance(hook, DirtyDataHook) for hook in runner.hooks)
+        self.quarantine = Quarantine(Path(runner.work_dir, FILE_NAME)) if replaces else None
+        self._loader_cfg = dataloader
+        super().__init__(runner, self._build(runner, runner.seed), **options)
+        self._batches = self.dataloader.batch_sampler
+        size = getattr(self._batches, 'batch_size', 1)
+        size = sum(size) if isinstance(size, (list, tuple)) else size
+        runner.position.count_in(size * get_world_size())
         if not isinstance(self._batches, KeyedBatches):
-            self.runner.logger.warning(
-                'The training data loader is not an ordinary one: a resumed run will draw other '
-                'samples than an uninterrupted one.'
+            runner.logger.warning(
+                'The training data loader is not supported for exact resume: a resumed run will '
+                'draw other samples than an uninterrupted one.'
             )
 
     def seeds(self) -> dict[str, int]:
@@ -60,36 +58,40 @@ class ExactResume:
         sampler = getattr(self._batches.inner, 'seed', None)
         return dict(data=self._batches.seed) | ({} if sampler is None else dict(sampler=sampler))
 
-    def load_seeds(self, seeds: dict[str, int]) -> None:
-        """Take over the seeds of the run that is resumed; the config's may be drawn at random."""
-        if isinstance(self._batches, KeyedBatches):
-            self._batches.seed = seeds.get('data', self._batches.seed)
-            if 'sampler' in seeds:
-                self._batches.inner.seed = seeds['sampler']
+    def state_dict(self) -> dict[str, Any]:
+        return dict(ranks=all_gather_object(self.seeds()))
 
-    def resume_from(self, state: dict[str, Any] | None) -> None:
-        """Take what a checkpoint has for this loop; None if it has nothing."""
-        self._resumed_from = state or {}
-
-    def _go_on(self) -> None:
-        """Bring the run to where the checkpoint was saved, if it is resumed from one."""
-        state, self._resumed_from = self._resumed_from, None
-        if state is None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the seeds of the run that is resumed; this one's may be drawn at random."""
+        seeds = own_share(state['ranks']) or state['ranks'][0]
+        if not isinstance(self._batches, KeyedBatches):
             return
-        if not state:
-            self.runner.logger.warning(
-                'The checkpoint has no state of the run beside the weights (another program saved '
-                'it): random states start afresh, and an epoch that was begun is done again.'
-            )
-            self.position = self._position_of_iteration()
-            return
-        self.position = Position(**state['position'])
-        if state['samples_per_step'] != samples_per_step(self.runner):
-            samples = self.position.batch * state['samples_per_step']
-            self.position.batch = samples // samples_per_step(self.runner)
-        restore(self.runner, state)
+        if seeds.get('sampler') != self.seeds().get('sampler'):
+            self.dataloader = self._build(self.runner, seeds['sampler'])
+            self._batches = self.dataloader.batch_sampler
+        cast(KeyedBatches, self._batches).reseed(seeds['data'])
 
-    def _position_of_iteration(self) -> Position:
+    def _build(self, runner: Runner, seed: int) -> DataLoader:
+        """Build the loader, the data set at the first time alone."""
+        if isinstance(self._loader_cfg, DataLoader):
+            return build_exact_dataloader(runner, self._loader_cfg, seed, False, self.quarantine)
+        differ = (runner.cfg.get('randomness') or {}).get('diff_rank_seed', False)
+        differ = differ and seed == runner.seed
+        loader = build_exact_dataloader(runner, self._loader_cfg, seed, differ, self.quarantine)
+        self._loader_cfg = {**self._loader_cfg, 'dataset': loader.dataset}
+        return loader
+
+    def _restore(self) -> None:
+        """Restore the state of the checkpoint that is resumed from, if there is one."""
+        if self.runner.restore_run_state():
+            return
+        self.runner.logger.warning(
+            'The checkpoint has no run state (another program saved it): random states are seeded '
+            'again, and an incomplete epoch is repeated.'
+        )
+        self.runner.position.move(*self._place_of_iteration())
+
+    def _place_of_iteration(self) -> tuple[int, int]:
         raise NotImplementedError
 
     def _load(self, epoch: int, first: int) -> Iterator[Any]:
@@ -107,33 +109,12 @@ class ExactResume:
             and done >= self.val_begin
             and (done % self.val_interval == 0 or done == last)
         ):
-            self.random_before_validation = random_state()
-            with kept_random_state():
+            with self.runner.random.kept():
                 self.runner.val_loop.run()
-            self.random_before_validation = None
-        self.position.validated = True
+        self.runner.position.settle()
 
     def _progress(self) -> tuple[int, int]:
         raise NotImplementedError
-
-
-@HOOKS.register_module()
-class ExactResumeHook(Hook):
-    """Tells the loop what the checkpoint holds and when a validation counts as done.
-
-    The loops bring it along.
-    """
-
-    # After the average of the weights is put back, before a checkpoint is saved.
-    priority = 'BELOW_NORMAL'
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume:
-            runner.train_loop.resume_from(checkpoint.get('run_state'))
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        if runner.train_loop.random_before_validation is not None:
-            runner.train_loop.position.validated = True
 
 
 @LOOPS.register_module()
@@ -142,36 +123,36 @@ class ExactEpochBasedTrainLoop(ExactResume, EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         self.runner.call_hook('before_train')
-        self._go_on()
-        if not self.position.validated:
+        self._restore()
+        if not self.runner.position.validated:
             self._validate_if_due()
-        while self._epoch < self._max_epochs and not self.stop_training:
+        while self._epoch < self.max_epochs and not self.stop_training:
             self.run_epoch()
             self._validate_if_due()
         self.runner.call_hook('after_train')
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Go through one epoch, or through what is left of it."""
-        first = self.position.batch
+        """Run one epoch, or the rest of it."""
+        first = self.runner.position.batch
         with kept_random_state() if first else nullcontext():
             self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for idx, data_batch in enumerate(self._load(self._epoch, first), first):
             self.run_iter(idx, data_batch)
-        self.position = Position(self._epoch + 1, 0, validated=False)
+        self.runner.position.move(self._epoch + 1, 0, validated=False)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
-        self.position = Position(self._epoch, idx + 1)
+        self.runner.position.move(self._epoch, idx + 1)
         super().run_iter(idx, data_batch)
 
-    def _position_of_iteration(self) -> Position:
-        return Position(self._epoch, 0)
+    def _place_of_iteration(self) -> tuple[int, int]:
+        return self._epoch, 0
 
     def _progress(self) -> tuple[int, int]:
-        return self._epoch, self._max_epochs
+        return self._epoch, self.max_epochs
 
 
 @LOOPS.register_module()
@@ -181,11 +162,11 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
     def run(self) -> nn.Module:
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
-        self._go_on()
+        self._restore()
         self.dataloader_iterator = self._endless()
-        if not self.position.validated:
+        if not self.runner.position.validated:
             self._validate_if_due()
-        while self._iter < self._max_iters and not self.stop_training:
+        while self.iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             data_batch = next(self.dataloader_iterator)
             self.run_iter(data_batch)
@@ -195,20 +176,30 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
         return self.runner.model
 
     def _endless(self) -> Iterator[Any]:
-        epoch, batch = self.position.epoch, self.position.batch
+        position = self.runner.position
+        epoch, batch = position.epoch, position.batch
         while True:
             for data_batch in self._load(epoch, batch):
                 batch += 1
-                self.position = Position(epoch, batch, validated=False)
+                position.move(epoch, batch, validated=False)
                 yield data_batch
             if not batch:
-                raise UserError('train_dataloader: there is not one batch; are there data?')
+                raise UserError(
+                    'train_dataloader: it has no batches: is the data set empty, or smaller than '
+                    'a batch?'
+                )
             epoch, batch = epoch + 1, 0
 
-    def _position_of_iteration(self) -> Position:
+    def _place_of_iteration(self) -> tuple[int, int]:
         if not isinstance(self._batches, KeyedBatches):
-            return Position()
-        return Position(*self._batches.place_of(self._iter))
+            return 0, 0
+        return self._batches.place_of(self.iter)
 
     def _progress(self) -> tuple[int, int]:
-        return self._iter, self._max_iters
+        return self.iter, self.max_iters
+
+
+EXACT: dict[type[BaseLoop], type[BaseLoop]] = {
+    EpochBasedTrainLoop: ExactEpochBasedTrainLoop,
+    IterBasedTrainLoop: ExactIterBasedTrainLoop,
+}

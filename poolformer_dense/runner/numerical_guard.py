@@ -11,36 +11,77 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .state import bare_model, require_dense_runner
 
 _LISTED = 8
+
+
+class GuardedOptimWrapper(OptimWrapper):
+    """What makes an optimizer wrapper step only if a guard lets it; put it before its class.
+
+    Attributes:
+        guard: The run's `NumericalGuardHook`; None steps always.
+    """
+
+    guard: NumericalGuardHook | None = None
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        super().backward(loss, **kwargs)
+        if self.guard is not None:
+            self.guard.judge(loss.detach(), self)
+
+    def step(self, **kwargs: Any) -> None:
+        if self.guard is None or self.guard.allows_step():
+            super().step(**kwargs)
+
+
+@functools.cache
+def guarded(wrapper: type[OptimWrapper]) -> type[OptimWrapper]:
+    """Return the class of an optimizer wrapper with `GuardedOptimWrapper` before it."""
+    if issubclass(wrapper, GuardedOptimWrapper):
+        return wrapper
+    return type(f'Guarded{wrapper.__name__}', (GuardedOptimWrapper, wrapper), {})
+
+
+@HOOKS.register_module()
+class GuardedEMAHook(EMAHook):
+    """mmengine's EMAHook, which leaves the average as it is where the guard skipped the step."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        guard = getattr(runner.optim_wrapper, 'guard', None)
+        if guard is None or not guard.frozen:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 @HOOKS.register_module()
 class NumericalGuardHook(Hook):
     """Skips the optimizer step of every iteration whose loss or gradient is not finite.
 
-    The look is taken between the backward pass and the step, on every iteration. The processes
+    It guards the optimizer wrapper of a `DenseRunner`, which asks it after each backward pass.
+
+    The check is between the backward pass and the step, on every iteration. The processes
     agree on it by reducing two numbers, and one read of them is the only synchronisation with a
-    GPU. A skipped step leaves parameters, optimizer state, averaged weights (`EMAHook`) and
+    GPU. A skipped step leaves parameters, optimizer state, averaged weights (`GuardedEMAHook`) and
     buffers, such as BatchNorm's statistics, as they were before the iteration; only the schedules
-    go on. Of accumulated batches the whole group is dropped, from the bad batch to the group's
+    advance. Of accumulated batches the whole group is dropped, from the bad batch to the group's
     end.
 
-    With a gradient scaler (AMP), infinite gradients are the scaler's own business: it skips the
+    With a gradient scaler (AMP), infinite gradients are handled by the scaler: it skips the
     step and lowers the scale. They count only after ``scaler_limit`` in a row.
 
     Args:
-        limit: So many skipped steps in a row stop the run.
-        scaler_limit: So many steps in a row that the gradient scaler skipped stop the run. Its
-            scale has then fallen by 2 to this power.
+        limit: The number of skipped steps in a row that stops the run.
+        scaler_limit: The number of steps in a row, skipped by the gradient scaler, that stops the
+            run. Its scale has then fallen by 2 to this power.
 
     Raises:
         UserError: In training: a limit is reached, or there are several optimizers.
@@ -56,7 +97,7 @@ class NumericalGuardHook(Hook):
         self._dropping = False  # the group of accumulated batches at hand
         self._overflow = False  # in the group at hand
         self._bad = False  # this iteration
-        self._frozen = False  # this iteration leaves no trace
+        self.frozen = False  # this iteration leaves no trace
         self._named: list[str] = []
 
     def before_train(self, runner) -> None:
@@ -65,15 +106,17 @@ class NumericalGuardHook(Hook):
                 'NumericalGuardHook guards one optimizer, and optim_wrapper is an '
                 'OptimWrapperDict: take the hook out of default_hooks or custom_hooks'
             )
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        require_dense_runner(runner, self)
+        if getattr(runner.optim_wrapper, 'guard', None) is not self:
+            raise UserError(
+                'NumericalGuardHook guards an optimizer wrapper that is built from a config: give '
+                'optim_wrapper as a dict, or take the hook out'
+            )
+        self._model = bare_model(runner)
         self._buffers = _Buffers(self._model)
-        self._guard_optimizer(runner.optim_wrapper)
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                self._guard_average(hook.ema_model)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._bad = self._frozen = False
+        self._bad = self.frozen = False
         self._buffers.save()
 
     def after_train_iter(
@@ -94,56 +137,35 @@ class NumericalGuardHook(Hook):
         raise UserError(
             f'{what}, the last at iteration {runner.iter + 1}; the log names images, losses and '
             f'parameters. The last good checkpoint is {last or "none yet"}. Resuming meets the '
-            'same batches: first lower the learning rate, set optim_wrapper.clip_grad or mend the '
+            'same batches: first lower the learning rate, set optim_wrapper.clip_grad or fix the '
             'images'
         )
 
-    def before_save_checkpoint(self, runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint['numerical_guard'] = dict(
+    def state_dict(self) -> dict[str, Any]:
+        return dict(
             skipped=self._skipped,
             overflows=self._overflows,
             dropping=self._dropping,
             overflow=self._overflow,
         )
 
-    def after_load_checkpoint(self, runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume and 'numerical_guard' in checkpoint:
-            state = checkpoint['numerical_guard']
-            self._skipped, self._overflows = state['skipped'], state['overflows']
-            self._dropping, self._overflow = state['dropping'], state['overflow']
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._skipped, self._overflows = state['skipped'], state['overflows']
+        self._dropping, self._overflow = state['dropping'], state['overflow']
 
-    def _guard_optimizer(self, wrapper: OptimWrapper) -> None:
-        """Look after each backward pass, and step only if all is well."""
-        own_backward, own_step = wrapper.backward, wrapper.step
-
-        def backward(loss: Tensor, **kwargs: Any) -> None:
-            own_backward(loss, **kwargs)
-            self._judge(loss.detach(), wrapper)
-
-        @functools.wraps(own_step)  # the schedules have marked it
-        def step(**kwargs: Any) -> None:
-            if self._dropping:
-                self._skipped += 1
-            else:
-                self._skipped = 0
-                self._overflows = self._overflows + 1 if self._overflow else 0
-                own_step(**kwargs)
-            self._dropping = self._overflow = False
-
-        wrapper.backward, wrapper.step = backward, step
-
-    def _guard_average(self, average: nn.Module) -> None:
-        """Keep the averaged weights as they are where the step was skipped."""
-        own_update = average.update_parameters
-
-        def update_parameters(model: nn.Module) -> None:
-            if not self._frozen:
-                own_update(model)
-
-        average.update_parameters = update_parameters
+    def allows_step(self) -> bool:
+        """Whether the optimizer may step; called once for each group of accumulated batches."""
+        allowed = not self._dropping
+        if allowed:
+            self._skipped = 0
+            self._overflows = self._overflows + 1 if self._overflow else 0
+        else:
+            self._skipped += 1
+        self._dropping = self._overflow = False
+        return allowed
 
     @torch.no_grad()
-    def _judge(self, loss: Tensor, wrapper: OptimWrapper) -> None:
+    def judge(self, loss: Tensor, wrapper: OptimWrapper) -> None:
         """Decide, the same on all processes, whether this iteration may change anything."""
         gradients = [
             p.grad
@@ -168,7 +190,7 @@ class NumericalGuardHook(Hook):
             return
         self._bad = bad_loss or bad_gradient
         self._dropping = self._dropping or self._bad
-        self._frozen = self._dropping
+        self.frozen = self._dropping
         if self._dropping:
             wrapper.zero_grad()
             self._buffers.restore()

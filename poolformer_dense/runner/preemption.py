@@ -1,4 +1,4 @@
-"""Leaving in good order when a cluster wants its machine back."""
+"""Preemption: save a checkpoint and end on SIGTERM or SIGUSR1."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,8 +16,8 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from .checkpoint_hook import AtomicCheckpointHook
 from .ranks import any_rank, least
-from .saving import AtomicCheckpointHook
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # EX_TEMPFAIL of sysexits.h: "try again later".
@@ -27,7 +29,7 @@ _LOOKS = 5.0  # seconds
 
 
 class Preempted(SystemExit):
-    """The end of a run that was told to stop, with the exit code for it."""
+    """Raised to end a preempted run, with its exit code."""
 
 
 class _Watch:
@@ -50,29 +52,36 @@ class _Watch:
 
 _watch = _Watch()
 _masks = threading.local()
+_at_fork = threading.Lock()  # taken for good once the functions below are registered
 
 
-def watch() -> None:
-    """From now on SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
+@contextmanager
+def watching_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
 
-    A second signal exits at once, with 128 plus its number. Forked children, the data loader's
-    workers among them, leave signals to this process unless it is it that sends them, and end if it
-    has.
+    A second signal exits at once, with 128 plus its number. Forked children, such as the data
+    loader's workers, obey these signals only if this process sends them, and end when it has died.
+    In a process that watches already, and outside the main thread, the block changes nothing.
     """
     if _watch.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
+        yield
         return
-    new = _watch.pid is None
-    _watch.pid, _watch.received = os.getpid(), None
-    for number in SIGNALS:
-        signal.signal(number, _watch.note)
-    # Those that came while a tool held them back arrive now.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if new:
+    if _at_fork.acquire(blocking=False):
         os.register_at_fork(
             before=_hold_signals,
             after_in_parent=_release_signals,
             after_in_child=_obey_parent_alone,
         )
+    _watch.pid, _watch.received = os.getpid(), None
+    before = {number: signal.signal(number, _watch.note) for number in SIGNALS}
+    # Those that came while a tool held them back arrive now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _watch.pid = None
 
 
 def requested() -> signal.Signals | None:
@@ -81,18 +90,21 @@ def requested() -> signal.Signals | None:
 
 
 def _hold_signals() -> None:
-    # Until the child waits for them; one that came earlier would be lost.
-    _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # Blocked until the child waits for them: an earlier signal would be lost.
+    watched = _watch.pid == os.getpid()
+    _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if watched else None
 
 
 def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before_fork)
+    if _masks.before_fork is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before_fork)
 
 
 def _obey_parent_alone() -> None:
-    # Only a wait in a thread tells who sent a signal. Without it a worker would die with its
-    # group, because torch's handler ends it, and with it the step in hand.
-    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+    # Only sigtimedwait reports the sender. torch's handler would end a worker that receives its
+    # group's signal, and with it the current step.
+    if _masks.before_fork is not None:
+        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _wait_for_parent(parent: int) -> None:
@@ -100,12 +112,12 @@ def _wait_for_parent(parent: int) -> None:
         received = signal.sigtimedwait(SIGNALS, _LOOKS)
         if received is None:
             if os.getppid() != parent:
-                # Killed. A worker could wait for ever to hand it a batch, and keep its memory.
+                # Killed. A worker could wait forever to deliver a batch, and keep its memory.
                 os._exit(1)
         elif _watch.pid == os.getpid():
             _watch.note(received.si_signo)
         elif received.si_pid == parent and received.si_signo == signal.SIGTERM:
-            # As torch's workers do: of another code its handler says that a worker has died.
+            # As torch's workers do: for any other code its handler reports a dead worker.
             os._exit(0)
 
 
@@ -113,8 +125,8 @@ def _wait_for_parent(parent: int) -> None:
 class PreemptionHook(Hook):
     """Ends a training that got SIGTERM or SIGUSR1 on any rank: the step, a save, exit code 75.
 
-    All ranks end after the same iteration. In a validation they end after the batch in hand, and
-    the resumed run validates anew. Before the first iteration there is nothing to save.
+    All ranks end after the same iteration. In a validation they end after the current batch,
+    and the resumed run repeats the validation. Before the first iteration there is nothing to save.
 
     The exit code is 75, and 0 if the environment variable ``PREEMPTED_FILE`` is set: the launcher
     that set it finds that file and answers with 75. torchrun and srun take any other code of a
@@ -128,7 +140,6 @@ class PreemptionHook(Hook):
         self._common_batches = 0
 
     def before_train(self, runner: Runner) -> None:
-        watch()
         self._training = True
         if any_rank(requested() is not None):
             self._leave(runner, 'before the first iteration; there is nothing to save')
@@ -152,7 +163,7 @@ class PreemptionHook(Hook):
         if not self._training or batch_idx >= self._common_batches:
             return
         if any_rank(requested() is not None):
-            # The weights are those of the average while it is validated.
+            # During a validation the model holds the averaged weights: swap them back.
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)
@@ -161,14 +172,14 @@ class PreemptionHook(Hook):
     def _save_and_leave(self, runner: Runner, iteration: int) -> NoReturn:
         savers = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         saves = [hook.save_now(runner, iteration) for hook in savers]
-        outcome = 'a checkpoint is there' if any(saves) else 'NO checkpoint of it could be saved'
+        outcome = 'a checkpoint was saved' if any(saves) else 'NO checkpoint could be saved'
         self._leave(runner, f'after iteration {iteration}; {outcome}')
 
     def _leave(self, runner: Runner, when: str) -> NoReturn:
         cause = requested()
         runner.logger.warning(
             f'{cause.name if cause else "A signal to another rank"}: the run ends {when}. '
-            f'Go on with --resume (exit code {EXIT_CODE}).'
+            f'Resume with --resume (exit code {EXIT_CODE}).'
         )
         code = EXIT_CODE
         mark = os.environ.get('PREEMPTED_FILE')

@@ -1,7 +1,8 @@
-"""The checkpoint that a run goes on from."""
+"""The checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import zipfile
@@ -9,9 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
 from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
 
@@ -27,8 +25,8 @@ class _Found(NamedTuple):
     iteration: int = 0
 
 
-def candidates(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints of a work directory that a run may go on from, by name."""
+def saved_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints of a work directory that a run may resume from, by name."""
     folder = Path(folder)
     pointed = _pointed(folder)
     folders = {folder} | ({pointed.parent} if pointed else set())
@@ -39,7 +37,7 @@ def candidates(folder: str | os.PathLike) -> list[Path]:
 
 
 def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint of a work directory that is as it was written.
+    """Find the newest checkpoint of a work directory that is intact.
 
     ``last_checkpoint`` adds the folder and the file that it names; what is newest, the
     checkpoints themselves say.
@@ -49,12 +47,12 @@ def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path |
         since: Leave out those saved before, in seconds since 1970.
 
     Returns:
-        The path, None if there is not one; and a line on each that was passed over.
+        The path, None if there is not one; and a line for each that was skipped.
 
     Raises:
         UserError: There are checkpoints, and none of them can be used.
     """
-    found = [_examine(path) for path in candidates(folder)]
+    found = [_examine(path) for path in saved_checkpoints(folder)]
     faulty = [f'{each.path}: {each.fault}' for each in found if each.fault]
     usable = [each for each in found if not each.fault and each.saved_at >= since]
     if usable:
@@ -62,47 +60,47 @@ def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path |
     if faulty and len(faulty) == len(found):
         raise UserError(
             f'no checkpoint in {folder} can be resumed from ({"; ".join(faulty)}); name another '
-            'with --resume PATH, or take these away to start anew'
+            'with --resume PATH, or move these away to start from iteration 0'
         )
     return None, faulty
 
 
-@HOOKS.register_module()
-class IntactResumeHook(Hook):
-    """Makes a run that resumes go on from the newest intact checkpoint.
+def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -> str | None:
+    """Return the checkpoint that a run continues from; None leaves it to its config.
 
-    mmengine takes what ``last_checkpoint`` names, whatever is there. One rank looks for all. A run
-    that torchrun started again after a failure goes on from what it had saved, even if its
+    mmengine takes what ``last_checkpoint`` names, whatever is there. Here one rank looks for all.
+    A run that torchrun restarted after a failure continues from what it had saved, even if its
     command line says to begin with something else; ``LAUNCH_TIME`` (seconds since 1970), which
     tools/launch.sh sets, tells its checkpoints from those of an earlier run in the same folder.
-    """
 
-    def before_run(self, runner: Runner) -> None:
-        if runner._train_loop is None or runner._has_loaded:
-            return
-        restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
-        automatic = runner._resume and runner._load_from is None
-        if not automatic and not restarted:
-            return
-        since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
-        answer = [_answer(runner.work_dir, since) if is_main_process() else None]
-        broadcast_object_list(answer)
-        path, passed_over, error = answer[0]
-        if error and automatic:
-            raise UserError(error)
-        for line in passed_over:
-            runner.logger.warning(f'Not resumed from {line}')
-        if path is not None:
-            runner._resume, runner._load_from = True, path
-            runner.logger.info(f'Resuming from {path}.')
+    Args:
+        folder: The work directory.
+        automatic: Whether the run resumes and no checkpoint is named.
+        logger: For what was passed over.
+
+    Raises:
+        UserError: The run is to resume, and none of its checkpoints can be used.
+    """
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+    if not automatic and not restarted:
+        return None
+    since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
+    answers = [_answer(folder, since) if is_main_process() else (None, [], None)]
+    broadcast_object_list(answers)
+    path, skipped, error = answers[0]
+    if error and automatic:
+        raise UserError(error)
+    for line in skipped:
+        logger.warning(f'Skipped checkpoint {line}')
+    return path
 
 
 def _answer(folder: str, since: float) -> tuple[str | None, list[str], str | None]:
     try:
-        path, passed_over = newest_intact(folder, since)
+        path, skipped = newest_intact(folder, since)
     except UserError as error:
         return None, [], str(error)
-    return path and str(path), passed_over, None
+    return (str(path) if path else None), skipped, None
 
 
 def _pointed(folder: Path) -> Path | None:
@@ -123,7 +121,7 @@ def _examine(path: Path) -> _Found:
     except CheckpointError as error:
         return _Found(path, str(error.__cause__ or error))
     if not isinstance(checkpoint, dict) or not {'meta', 'optimizer'} <= set(checkpoint):
-        return _Found(path, 'it holds weights alone')
+        return _Found(path, 'it holds only weights')
     meta = checkpoint['meta']
     return _Found(path, None, meta.get('saved_at', path.stat().st_mtime), meta.get('iter', 0))
 

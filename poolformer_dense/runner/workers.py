@@ -19,13 +19,13 @@ from ..errors import RankError, UserError
 TIMEOUT = 45
 _GRACE = 5.0  # more, before a worker is killed
 _gave_up = threading.Event()
-_GO_ON = 'then go on with --resume'
+_RESUME = 'then resume with --resume'
 
 
 def with_timeout(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dataloader's config with a timeout, if it has workers and none is set.
 
-    torch waits for ever by default. Slow storage may need more for its first batches:
+    torch waits forever by default. Slow storage may need more for its first batches:
     ``--cfg-options train_dataloader.timeout=300``; 0 is torch's default again.
     """
     timeout = dict(timeout=TIMEOUT) if dataloader.get('num_workers', 0) > 0 else {}
@@ -36,7 +36,7 @@ def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
     """Yield a loader's batches, and kill its workers if one does not come.
 
     torch's own timeout does not cover the last part, in which it fetches a batch's memory from the
-    worker: a worker that stands still as a whole, not only its loading, holds it up for ever.
+    worker: a stopped worker process blocks it forever.
 
     Args:
         batches: The iterator of a DataLoader.
@@ -108,14 +108,14 @@ def _explain(error: Exception) -> UserError | None:
         return RankError(
             'no batch came from the data loading workers within train_dataloader.timeout: one is '
             'stuck, or the storage is slow. If it is only slow, give it more time with '
-            f'--cfg-options train_dataloader.timeout=300; {_GO_ON}'
+            f'--cfg-options train_dataloader.timeout=300; {_RESUME}'
         )
     if str(error.__cause__).startswith('DataLoader worker'):
         text = str(error.__cause__)  # knows the signal
     worker = re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', text, re.DOTALL)
     if worker is None:
         if isinstance(error, RuntimeError) and re.search(r'Connection (closed|reset)', text):
-            return RankError('another process of this run has ended; its own message says why')
+            return RankError('another process of this run has ended; see its message')
         return None
     pids, end = worker.groups()
     end = end.strip().partition('\n')[0].rstrip('. ')
@@ -126,15 +126,16 @@ def _explain(error: Exception) -> UserError | None:
             'the system kills a process when memory runs out: give the job more, or lower '
             'train_dataloader.num_workers or batch_size'
         )
-    return RankError(f'data loading worker {pids} {end}; {remedy}; {_GO_ON}')
+    return RankError(f'data loading worker {pids} {end}; {remedy}; {_RESUME}')
 
 
 def _raise_if_dead(workers: list[BaseProcess], error: Exception) -> None:
     """Raise as torch does, if a worker has died or is about to."""
     connection.wait([worker.sentinel for worker in workers], timeout=1)
     for worker in workers:
-        if (worker.exitcode or 0) < 0:
-            name = signal.Signals(-worker.exitcode).name
+        code = worker.exitcode or 0
+        if code < 0:
+            name = signal.Signals(-code).name
             raise RuntimeError(
                 f'DataLoader worker (pid {worker.pid}) is killed by signal: {name}'
             ) from error
@@ -146,7 +147,7 @@ def _give_up() -> None:
 
 
 def _kill_workers() -> None:
-    """End this process's workers: one that is stuck would hold up the exit for ever."""
+    """End this process's workers: one that is stuck would hold up the exit forever."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

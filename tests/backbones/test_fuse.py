@@ -37,9 +37,10 @@ def _randomise(model):
     }.items(),
     ids=lambda item: item[0],
 )
-@pytest.mark.parametrize('path', ['auto', 'reference'])
-def test_folding_is_exact(build, path):
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_folding_is_exact(build, backend):
     model = _randomise(build[1]())
+    model.set_backend(backend)
     folded = copy.deepcopy(model).fuse()
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from backbones import MetaFormer
-from backbones.ops import use
+from backbones.ops import use_backend
 from backbones.presets import FAMILIES, PRESETS
 from poolformer_dense.measure.analysis import count_macs
 
@@ -222,7 +222,7 @@ def test_exports(name):
     model = _shallow(name).eval()
     image = torch.randn(1, 3, 224, 224)
     exported = torch.export.export(model, (image,))
-    with use('reference'):
+    with use_backend('reference'):
         _assert_same(exported.module()(image), model(image))
 
 
@@ -235,10 +235,10 @@ def test_full_size_compiles_and_exports(name):
     image = torch.randn(1, 3, 224, 224)
     expected = model(image)
     _assert_same(torch.compile(model, fullgraph=True, backend='eager')(image), expected)
-    # An export takes the reference path, which rounds otherwise.
+    # An export takes the reference, which rounds differently.
     exported = torch.export.export(model, (image,)).module()
     _assert_same(exported(image), expected, rtol=1e-4, atol=1e-4)
-    with use('reference'):
+    with use_backend('reference'):
         _assert_same(exported(image), model(image))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import mmengine
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,14 +13,6 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from poolformer_dense.config.load import load_config
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _read_metafiles_once() -> Iterator[None]:
-    """For each base named by ``mmdet::`` mmengine reads all of mmdet's metafiles, which is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmengine.config.utils.load', functools.cache(mmengine.load))
-        yield
 
 
 @pytest.fixture(scope='session')

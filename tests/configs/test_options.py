@@ -92,7 +92,7 @@ def test_a_logger_that_is_not_installed_is_one_line(with_line, monkeypatch, kind
 
     there = importlib.util.find_spec
     monkeypatch.setattr(
-        'poolformer_dense.config.preflight.importlib.util.find_spec',
+        'importlib.util.find_spec',
         lambda name, *more: None if name == module else there(name, *more),
     )
     cfg = with_line(visualizer__vis_backends__1__type=kind)
@@ -120,8 +120,8 @@ def trained(with_line, tmp_path):
 
 def test_a_training_with_every_option(trained):
     runner, folder = trained
-    kinds = [type(hook) for hook in runner.hooks]
-    assert {EMAHook, EarlyStoppingHook, ReportHook} <= set(kinds)
+    for kind in (EMAHook, EarlyStoppingHook, ReportHook):
+        assert any(isinstance(hook, kind) for hook in runner.hooks), kind
     # It stopped when the second validation was not two better than the first.
     assert runner.epoch == 2
     # The averaged weights are saved, and those that were trained beside them.

@@ -161,7 +161,7 @@ def test_a_wrong_block_would_be_seen(train_both, drawn_coco, change):
 
 
 def test_on_photographs(train_both, tiny_coco):
-    assert_parity(*train_both(tiny_coco, 6), 6, TOLERANCE_OF_SHORT_RUNS)
+    assert_parity(*train_both(tiny_coco, 3), 3, TOLERANCE_OF_SHORT_RUNS)
 
 
 @pytest.mark.slow

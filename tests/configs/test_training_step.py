@@ -1,4 +1,4 @@
-"""Every leaf config's model trains a step and predicts, on small images."""
+"""The network of every leaf config trains a step and predicts, on small images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,32 @@ SIDE = 64  # of the images, in pixels
 MOST_BOXES = 20
 
 
-def _leaves() -> Iterator:
-    """All leaf configs; those of larger backbones are slow."""
-    for path in sorted([*CONFIGS.glob('*.py'), *CONFIGS.glob('beyond/*.py')]):
-        small = '_s12' in path.stem or '_s18' in path.stem
-        name = str(path.relative_to(CONFIGS).with_suffix(''))
-        yield pytest.param(name, marks=[] if small else [pytest.mark.slow])
+def _name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(''))
+
+
+LEAVES = sorted([*CONFIGS.glob('*.py'), *CONFIGS.glob('beyond/*.py')])
+# Those that change the data or the schedule of another leaf, and nothing of its network.
+SAME_NETWORK = {
+    _name(path): path.stem.removesuffix(suffix)
+    for path in LEAVES
+    for suffix in ('_plain', '_lsj_3x')
+    if path.stem.endswith(suffix)
+}
+
+
+def _networks() -> Iterator:
+    """A leaf config of each network; those of larger backbones are slow."""
+    for name in map(_name, LEAVES):
+        if name not in SAME_NETWORK:
+            small = '_s12' in name or '_s18' in name
+            yield pytest.param(name, marks=[] if small else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(('name', 'base'), SAME_NETWORK.items())
+def test_a_config_of_the_same_network(load, name, base):
+    assert load(name).model == load(base).model
+    assert load(name).optim_wrapper == load(base).optim_wrapper
 
 
 @pytest.fixture
@@ -48,7 +68,7 @@ def small(load, name) -> Config:
     return cfg
 
 
-@pytest.mark.parametrize('name', _leaves())
+@pytest.mark.parametrize('name', _networks())
 def test_a_training_step_and_a_prediction(small):
     model = revert_sync_batchnorm(MODELS.build(small.model))
     batch = _segmentation_batch if small.default_scope == 'mmseg' else _detection_batch

@@ -55,6 +55,9 @@ def test_the_model_of_the_page_trains_a_step(copy, monkeypatch):
     monkeypatch.setattr(TOKEN_MIXERS, '_module_dict', dict(TOKEN_MIXERS.module_dict))
     try:
         cfg = Config.fromfile(copy / 'configs/retinanet_strip_s12.py')
+        base = Config.fromfile(copy / 'configs/retinanet_poolformer_s12.py')
+        # the hooks that the base names come from its imports
+        assert cfg.custom_imports.imports == [*base.custom_imports.imports, 'strip_mixing']
         init_default_scope('mmdet')
         model = MODELS.build(cfg.model.backbone)
         kinds = [type(stage[0].token_mixer).__name__ for stage in model.stages]

@@ -21,7 +21,9 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backbones.ops.triton import fused_mlp, mlp, norm, pool
+from backbones.ops import MLPInputs
+from backbones.ops.backends.triton import fused_mlp, mlp, norm, pool
+from backbones.ops.maps import Statistics
 
 POINTERS = {
     torch.float64: '*fp64',
@@ -52,7 +54,7 @@ def compile_kernel(kernel: object, _: int, *arguments: object, **constants: obje
         command = [TOOLS / 'cuobjdump', '-res-usage', file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers, spilled = (re.search(rf'{key}:(\d+)', usage).group(1) for key in ('REG', 'STACK'))
-    name = f'{kernel.__module__}.{kernel.__name__}'.removeprefix('backbones.ops.triton.')
+    name = f'{kernel.__module__}.{kernel.__name__}'.removeprefix('backbones.ops.backends.triton.')
     print(f'{name}: {registers} registers, {spilled} spilled, {compiled.metadata.shared} shared')
 
 
@@ -61,12 +63,13 @@ def block(dim: int, stream: torch.dtype, products: torch.dtype) -> None:
     x = torch.zeros(2, dim, 16, 16, dtype=stream).contiguous(memory_format=torch.channels_last)
     gain, drop, b1 = torch.ones(dim), torch.ones(2), torch.zeros(4 * dim)
     w1, w2 = torch.zeros(4 * dim, dim, 1, 1), torch.zeros(dim, 4 * dim, 1, 1)
-    norms, weights = (gain, gain), (w1, b1, w2, gain, gain, drop)
-    norm.norm_forward(x, *norms, 1e-5)
+    norm.norm_forward(x, gain, gain, 1e-5)
+    statistics = Statistics(drop, drop)
     pool.pool_mix_forward(x, gain, drop, 1e-5)
-    pool.pool_mix_backward(x, x, gain, drop, drop, drop)
-    *_, hidden = mlp.norm_mlp_forward(x, *norms, *weights, 1e-5, products, True)
-    mlp.norm_mlp_backward(x, x, *norms, *weights, drop, drop, hidden, products)
+    pool.pool_mix_backward(x, x, gain, drop, statistics)
+    inputs = MLPInputs(x, gain, gain, w1, b1, w2, gain, gain, drop)
+    *_, hidden = mlp.norm_mlp_forward(inputs, 1e-5, products, True)
+    mlp.norm_mlp_backward(x, inputs, statistics, hidden, products)
 
 
 def main() -> None:

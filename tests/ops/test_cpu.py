@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones import ops
-from backbones.ops import cpu, native, reference
+from backbones.ops.backends import cpu, library, native
 
 EPS = 1e-5
 NAMES = {
@@ -21,8 +21,8 @@ NAMES = {
 
 
 @pytest.fixture(params=['cpu', 'native'])
-def path(request):
-    if request.param == 'native' and not native.AVAILABLE:
+def backend(request):
+    if request.param == 'native' and library.loops is None:
         pytest.skip('the loops are not compiled: tools/build_ops.py')
     return request.param
 
@@ -49,7 +49,15 @@ def _inputs(shape, seed=0, mean=0.0, std=1.0, hidden=None):
     )
 
 
-def _run(operator, inputs, dtype, path, absent=(), autocast=None, **options):
+def _call(operator, values, drop, **options):
+    if operator == 'norm':
+        return ops.modified_layer_norm(*values, EPS, **options)
+    if operator == 'pool_mix':
+        return ops.pool_mix(*values, drop, EPS, **options)
+    return ops.norm_mlp(ops.MLPInputs(*values, drop), EPS, **options)
+
+
+def _run(operator, inputs, dtype, backend, absent=(), autocast=None, **options):
     """Outputs and gradients in the order of NAMES, x first."""
     leaves = {
         name: inputs[name].detach().to(dtype).requires_grad_()
@@ -58,12 +66,8 @@ def _run(operator, inputs, dtype, path, absent=(), autocast=None, **options):
     }
     values = [leaves.get(name) for name in ('x', *NAMES[operator])]
     drop = None if 'drop' in absent else inputs['drop'].to(dtype)
-    extra = [EPS] if operator == 'norm' else [drop, EPS]
-    function = ops.modified_layer_norm if operator == 'norm' else getattr(ops, operator)
-    if options.pop('recompute', False):
-        extra.append(True)
     with torch.autocast('cpu', autocast or torch.bfloat16, enabled=autocast is not None):
-        out = function(*values, *extra, path=path)
+        out = _call(operator, values, drop, backend=backend, **options)
     grads = torch.autograd.grad(out, list(leaves.values()), inputs['grad'].to(out.dtype))
     return dict(zip(['out', *leaves], [out, *grads], strict=True))
 
@@ -78,11 +82,11 @@ def _error(result, truth):
     return {name: float(d.norm() / (truth[name].norm() + 1e-30)) for name, d in difference.items()}
 
 
-def _assert_as_good_as_torch(operator, inputs, dtype, path, autocast=None, absent=(), **options):
+def _assert_as_good_as_torch(operator, inputs, dtype, backend, autocast=None, absent=(), **options):
     inputs = _rounded(inputs, dtype)
     truth = _run(operator, inputs, torch.float64, 'reference', absent)
     eager = _error(_run(operator, inputs, dtype, 'reference', absent, autocast), truth)
-    ours = _error(_run(operator, inputs, dtype, path, absent, autocast, **options), truth)
+    ours = _error(_run(operator, inputs, dtype, backend, absent, autocast, **options), truth)
     # Where torch happens to be nearly exact, a few roundings are allowed instead.
     floor = 4 * torch.finfo(dtype).eps
     for name, error in ours.items():
@@ -94,8 +98,8 @@ def _assert_as_good_as_torch(operator, inputs, dtype, path, autocast=None, absen
 def test_float64_is_exact(operator, absent):
     inputs = _inputs((3, 6, 5, 7))
     truth = _run(operator, inputs, torch.float64, 'reference', absent)
-    for recompute in [False, True] if operator == 'norm_mlp' else [False]:
-        ours = _run(operator, inputs, torch.float64, 'cpu', absent, recompute=recompute)
+    for options in [{}, {'recompute': True}] if operator == 'norm_mlp' else [{}]:
+        ours = _run(operator, inputs, torch.float64, 'cpu', absent, **options)
         for name, value in truth.items():
             torch.testing.assert_close(
                 ours[name], value, rtol=1e-11, atol=1e-11, msg=f'{operator} {name}'
@@ -133,7 +137,7 @@ def test_any_shape_and_chunk(operator, shape, seed, chunk):
     recompute=st.booleans(),
 )
 @pytest.mark.parametrize('operator', NAMES)
-@pytest.mark.skipif(not native.AVAILABLE, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
 def test_any_shape_and_chunk_in_loops(operator, shape, seed, chunk, threads, absent, recompute):
     inputs = _rounded(_inputs(shape, seed), torch.float32)
     truth = _run(operator, inputs, torch.float64, 'reference', absent)
@@ -157,17 +161,17 @@ def test_any_shape_and_chunk_in_loops(operator, shape, seed, chunk, threads, abs
     ('mean', 'std'), [(0.0, 1.0), (10.0, 1.0), (1e3, 1.0), (0.0, 1e-4)], ids=str
 )
 @pytest.mark.parametrize('operator', NAMES)
-def test_as_accurate_as_torch(operator, mean, std, dtype, path):
+def test_as_accurate_as_torch(operator, mean, std, dtype, backend):
     inputs = _inputs((2, 16, 19, 23), mean=mean, std=std)
-    _assert_as_good_as_torch(operator, inputs, dtype, path)
+    _assert_as_good_as_torch(operator, inputs, dtype, backend)
 
 
 @pytest.mark.parametrize('autocast', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('mean', [0.0, 10.0, 1e3])
 @pytest.mark.parametrize('operator', NAMES)
-def test_as_accurate_as_torch_under_autocast(operator, mean, autocast, path):
+def test_as_accurate_as_torch_under_autocast(operator, mean, autocast, backend):
     inputs = _inputs((2, 16, 19, 23), mean=mean)
-    _assert_as_good_as_torch(operator, inputs, torch.float32, path, autocast)
+    _assert_as_good_as_torch(operator, inputs, torch.float32, backend, autocast)
 
 
 def test_autocast_keeps_the_stream_in_float32():
@@ -177,7 +181,7 @@ def test_autocast_keeps_the_stream_in_float32():
         w = {name: inputs[name].float() for name in NAMES['norm_mlp']}
         with torch.autocast('cpu', torch.bfloat16):
             mixed = ops.pool_mix(x, w['weight'], w['bias'], w['scale'], None, EPS)
-            out = ops.norm_mlp(mixed, *w.values(), None, EPS)
+            out = ops.norm_mlp(ops.MLPInputs(mixed, *w.values(), None), EPS)
         assert mixed.dtype == out.dtype == torch.float32
 
 
@@ -192,21 +196,21 @@ def test_autocast_keeps_the_stream_in_float32():
     ids=lambda item: item[0],
 )
 @pytest.mark.parametrize('operator', NAMES)
-def test_any_memory_layout(operator, layout, path):
-    dtype, near = (torch.float64, 1e-11) if path == 'cpu' else (torch.float32, 1e-5)
+def test_any_memory_layout(operator, layout, backend):
+    dtype, near = (torch.float64, 1e-11) if backend == 'cpu' else (torch.float32, 1e-5)
     inputs = _rounded(_inputs((2, 6, 5, 7)), dtype)
     truth = _run(operator, inputs, torch.float64, 'reference')
     for name in ('x', 'grad'):
         changed = dict(inputs, **{name: layout[1](inputs[name])})
-        ours = _run(operator, changed, dtype, path)
+        ours = _run(operator, changed, dtype, backend)
         for key, value in truth.items():
             atol = near * (1 + value.abs().max().item())
             torch.testing.assert_close(ours[key].double(), value, rtol=0, atol=atol, msg=key)
 
 
 @pytest.mark.parametrize('operator', NAMES)
-def test_uninitialised_memory_is_never_read(operator, path, monkeypatch):
-    dtype, near = (torch.float64, 1e-11) if path == 'cpu' else (torch.float32, 1e-5)
+def test_uninitialised_memory_is_never_read(operator, backend, monkeypatch):
+    dtype, near = (torch.float64, 1e-11) if backend == 'cpu' else (torch.float32, 1e-5)
     inputs = _rounded(_inputs((2, 6, 5, 7)), dtype)
     truth = _run(operator, inputs, torch.float64, 'reference')
     plain_like, plain_new = torch.empty_like, torch.Tensor.new_empty
@@ -216,7 +220,7 @@ def test_uninitialised_memory_is_never_read(operator, path, monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, 'new_empty', lambda *a, **k: plain_new(*a, **k).fill_(float('nan'))
     )
-    ours = _run(operator, inputs, dtype, path)
+    ours = _run(operator, inputs, dtype, backend)
     for name, value in truth.items():
         atol = near * (1 + value.abs().max().item())
         torch.testing.assert_close(ours[name].double(), value, rtol=0, atol=atol, msg=name)
@@ -226,19 +230,18 @@ def test_uninitialised_memory_is_never_read(operator, path, monkeypatch):
 def test_gradcheck(operator):
     inputs = _inputs((2, 3, 3, 4), hidden=5)
     values = [inputs[name].requires_grad_() for name in ('x', *NAMES[operator])]
-    extra = [EPS] if operator == 'norm' else [inputs['drop'], EPS]
-    function = ops.modified_layer_norm if operator == 'norm' else getattr(ops, operator)
-    assert torch.autograd.gradcheck(lambda *t: function(*t, *extra, path='cpu'), values)
+    drop = inputs['drop']
+    assert torch.autograd.gradcheck(lambda *t: _call(operator, t, drop, backend='cpu'), values)
 
 
-def test_the_dead_bias_has_a_gradient_of_zeros(path):
+def test_the_dead_bias_has_a_gradient_of_zeros(backend):
     inputs = _inputs((2, 6, 5, 7))
-    grads = _run('pool_mix', inputs, torch.float32, path)
+    grads = _run('pool_mix', inputs, torch.float32, backend)
     assert torch.equal(grads['bias'], torch.zeros(6))
 
 
 @pytest.mark.parametrize('operator', NAMES)
-def test_torch_checks_the_registration(operator, path):
+def test_torch_checks_the_registration(operator, backend):
     inputs = {name: value.float() for name, value in _inputs((2, 6, 5, 7)).items()}
     x = inputs['x'].contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = [inputs[name].requires_grad_() for name in NAMES[operator]]
@@ -248,7 +251,9 @@ def test_torch_checks_the_registration(operator, path):
         'norm_mlp': [inputs['drop'], EPS, torch.float32, True],
     }[operator]
     name = 'modified_layer_norm' if operator == 'norm' else operator
-    torch.library.opcheck(getattr(torch.ops.metaformer, name).default, (x, *weights, *extra, path))
+    torch.library.opcheck(
+        getattr(torch.ops.metaformer, name).default, (x, *weights, *extra, backend)
+    )
 
 
 def test_reference_is_the_papers_equation():
@@ -264,11 +269,11 @@ def test_reference_is_the_papers_equation():
             pooled[:, :, i, j] = window.mean((2, 3))
     expected = x + inputs['scale'].view(-1, 1, 1) * (pooled - normed)
     arguments = (inputs[name] for name in ('weight', 'bias', 'scale'))
-    out = reference.pool_mix(x, *arguments, None, EPS)
+    out = ops.pool_mix(x, *arguments, None, EPS, backend='reference')
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_gelu_and_its_slope_everywhere(dtype):
     values = [*torch.linspace(-9, 9, 20001).tolist(), -1e30, -1e4, 1e4, 1e30, 0.0, math.nan]
@@ -277,10 +282,9 @@ def test_gelu_and_its_slope_everywhere(dtype):
     truth = torch.nn.functional.gelu(exact)
     (slope,) = torch.autograd.grad(truth.sum(), exact)
     found, grad, again = v.clone(), torch.ones_like(v), torch.empty_like(v)
-    kind = native._SUFFIXES[dtype]
-    native._call(f'gelu_{kind}', found, none, None, *v.shape)
+    library.loops('gelu', found, none, None, *v.shape, dtype=dtype)
     totals = torch.zeros(v.shape[1], dtype=torch.float64)
-    native._call(f'gelu_gradient_{kind}', v, none, grad, again, totals, *v.shape)
+    library.loops('gelu_gradient', v, none, grad, again, totals, *v.shape, dtype=dtype)
     torch.testing.assert_close(found, again, rtol=0, atol=0, equal_nan=True)
     near = 2e-7 if dtype == torch.float32 else 4e-3
     bound = near * truth.detach().abs().clamp(min=3)

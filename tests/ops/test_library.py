@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import shutil
 
 import pytest
 import torch
 
-from backbones.ops import cpu, library, products
+from backbones.ops.backends import cpu, library, products
 
 
 @pytest.fixture
@@ -86,9 +88,49 @@ def test_the_loops_compile_and_run(source):
         pytest.skip(f'no loops for {torch.backends.cpu.get_cpu_capability()}')
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     found = torch.empty(2), torch.empty(2)
-    call('moments_float', x, 2, x[0].numel(), 1e-5, *found)
+    call('moments', x, 2, x[0].numel(), 1e-5, *found)
     for a, b in zip(found, cpu.moments(x, 1e-5), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def _map(dtype=torch.float32):
+    return torch.randn(2, 3, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(x=_map(torch.float64)), 'argument 1: .*needs a dense tensor of torch.float32'),
+        (dict(x=_map().contiguous()), 'argument 1: .*strides'),
+        (dict(x=_map().to('meta')), 'argument 1: .*on meta'),
+        (dict(x=[1.0]), 'argument 1: .*got list'),
+        (dict(samples=2.0), 'argument 2'),
+        (dict(samples=None), 'argument 2'),
+        (dict(eps=torch.zeros(2)), 'argument 4'),
+        (dict(rstd=None), 'argument 6: .*got None'),
+        (dict(more=1), 'takes 6 arguments, got 7'),
+    ],
+)
+def test_a_wrong_call_of_a_loop_is_an_error(change, message):
+    right = dict(x=_map(), samples=2, size=192, eps=1e-5, mean=torch.empty(2), rstd=torch.empty(2))
+    library.loops('moments', *right.values())
+    with pytest.raises((TypeError, ctypes.ArgumentError), match=message):
+        library.loops('moments', *(right | change).values())
+
+
+@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
+def test_every_loop_is_declared_as_the_source_has_it():
+    """As many arguments, of the same kinds, as the functions of native.cpp have parameters."""
+    source = library.SOURCE.read_text()
+    letters = {'float*': 'f', 'double*': 'd', 'T*': 't', 'int64_t': 'i', 'double': 'e'}
+    for name, declared in library.SIGNATURES.items():
+        (parameters,) = re.findall(rf'template <class T>\nvoid {name}\(([^)]*)\)', source)
+        kinds = [re.sub(r'const ', '', p.strip()).split()[0] for p in parameters.split(',')]
+        found = ''.join(letters[kind] for kind in kinds)
+        if name in ('moments', 'pool_mix_sums', 'pool_mix_gradient', 'pool_mix'):
+            found = found.replace('t', 'f')  # they exist for float alone
+        assert found == declared.lower() + 'i', name
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -98,7 +140,7 @@ def test_products_without_the_private_operator_are_the_same(dtype, monkeypatch):
         products.product(tokens, weight, bias),
         products.product(tokens @ weight.t(), weight.t()),
     ]
-    monkeypatch.setattr(products, '_ROUTES', {})
+    monkeypatch.setattr(products, 'ONEDNN', ())
     expected = [
         products.product(tokens, weight, bias),
         products.product(tokens @ weight.t(), weight.t()),

@@ -12,13 +12,13 @@ SIZE = (512, 512)
 
 @pytest.fixture(scope='module')
 def module_by_module():
-    return sum(count_saved_bytes(PoolFormer('s12', ops='reference'), SIZE))
+    return sum(count_saved_bytes(PoolFormer('s12', backend='reference'), SIZE))
 
 
 @pytest.mark.parametrize(
     ('options', 'mib', 'share'),
     [
-        (dict(ops='reference'), 297.8, 1.0),
+        (dict(backend='reference'), 297.8, 1.0),
         (dict(), 133.8, 0.46),
         (dict(recompute='mlp'), 51.8, 0.20),
         (dict(with_cp=True), 31.3, 0.20),

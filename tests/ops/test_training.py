@@ -1,4 +1,4 @@
-"""Training on the fused paths and on the reference from the same start."""
+"""Training on the fused backends and on the reference from the same start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones import PoolFormer
-from backbones.ops import native
+from backbones.ops.backends import library
 from poolformer_dense.measure.shapes import write_coco
 
 ARCH = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), layer_scale_init=0.1)
@@ -26,11 +26,11 @@ def start():
     )
 
 
-def train(start, path, dtype):
+def train(start, backend, dtype):
     """Learn which corner of an image is bright; return the loss of each iteration."""
     model = copy.deepcopy(start).to(dtype)
     backbone, head = model
-    backbone.set_ops(path)
+    backbone.set_backend(backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     torch.manual_seed(2)
@@ -51,7 +51,7 @@ def train(start, path, dtype):
 
 @pytest.fixture(scope='module')
 def plain(start):
-    """The losses on the reference path in float64, where rounding has no part."""
+    """The losses on the reference in float64, where rounding has no part."""
     losses = train(start, 'reference', torch.float64)
     assert losses[-20:].mean() < 0.1 * losses[:20].mean(), 'nothing is learnt'
     return losses
@@ -59,14 +59,14 @@ def plain(start):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('path', 'dtype'),
+    ('backend', 'dtype'),
     [('cpu', torch.float64), ('cpu', torch.float32), ('native', torch.float32)],
     ids=str,
 )
-def test_loss_curves_agree(path, dtype, start, plain):
-    if path == 'native' and not native.AVAILABLE:
+def test_loss_curves_agree(backend, dtype, start, plain):
+    if backend == 'native' and library.loops is None:
         pytest.skip('the loops are not compiled: tools/build_ops.py')
-    difference = (train(start, path, dtype) - plain).abs()
+    difference = (train(start, backend, dtype) - plain).abs()
     assert (difference / plain[0]).max() <= 1e-3
 
 
@@ -90,12 +90,12 @@ def test_a_detector_becomes_as_good(run, root, tmp_path):
     config = tmp_path / 'detector.py'
     config.write_text(DETECTOR.format(root=root))
 
-    def average_precision(path: str, seed: int) -> float:
-        folder = tmp_path / f'{path}{seed}'
+    def average_precision(backend: str, seed: int) -> float:
+        folder = tmp_path / f'{backend}{seed}'
         done = run(
             'train.py', config, '--work-dir', folder,
             '--cfg-options', f'data_root={tmp_path}/coco', f'randomness.seed={seed}',
-            f'model.backbone.ops={path}',
+            f'model.backbone.backend={backend}',
             cwd=tmp_path, env={'OMP_NUM_THREADS': '1'},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -104,8 +104,8 @@ def test_a_detector_becomes_as_good(run, root, tmp_path):
         return next(line['coco/bbox_mAP'] for line in lines if 'coco/bbox_mAP' in line)
 
     plain, fused = (
-        torch.tensor([average_precision(path, seed) for seed in range(3)])
-        for path in ('reference', 'auto')
+        torch.tensor([average_precision(backend, seed) for seed in range(3)])
+        for backend in ('reference', 'auto')
     )
     print(f'AP of three seeds, plain: {plain.tolist()}, fused: {fused.tolist()}')
     assert plain.min() > 0.3, 'nothing is learnt'

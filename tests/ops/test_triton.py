@@ -1,4 +1,4 @@
-"""The Triton path against the reference in float64.
+"""The Triton backend against the reference in float64.
 
 Without a GPU the kernels run in Triton's interpreter, which tests/conftest.py switches on before
 anything imports triton; with one they run compiled.
@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from backbones import ops
-from backbones.ops import reference
 
 triton = pytest.importorskip('triton', reason='the Triton compiler is not installed')
 INTERPRETED = triton.knobs.runtime.interpret
@@ -50,13 +48,16 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what the kernels are to write with NaN."""
-    allocate = torch.empty
-    monkeypatch.setattr(torch, 'empty', lambda *a, **k: allocate(*a, **k).fill_(math.nan))
+    for owner, name in ((torch, 'empty_like'), (Tensor, 'new_empty')):
+        allocate = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *a, _new=allocate, **k: _new(*a, **k).fill_(math.nan)
+        )
 
 
 @pytest.fixture(autouse=True)
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mend the interpreter's bfloat16: it cuts bits off and multiplies them as integers (3.6)."""
+    """Repair the interpreter's bfloat16: it cuts bits off and multiplies them as integers (3.6)."""
     if not INTERPRETED:
         return
     from triton.language import bfloat16, float32
@@ -110,8 +111,14 @@ def inputs(
     return {k: None if v is None else v.double() for k, v in tensors.items()}
 
 
+def call(name: str, tensors: dict[str, Tensor | None], **options: object) -> Tensor:
+    if name == 'norm_mlp':
+        return ops.norm_mlp(ops.MLPInputs(**tensors), EPS, **options)
+    return getattr(ops, name)(**tensors, eps=EPS, **options)
+
+
 def results(
-    function: Callable[..., Tensor],
+    name: str,
     tensors: dict[str, Tensor | None],
     grad: Tensor,
     **options: object,
@@ -121,7 +128,7 @@ def results(
         k: v if v is None or k == 'drop' else v.detach().requires_grad_()
         for k, v in tensors.items()
     }
-    out = function(**leaves, eps=EPS, **options)
+    out = call(name, leaves, **options)
     out.backward(grad.to(out.dtype))
     grads = {k: v.grad for k, v in leaves.items() if v is not None and v.requires_grad}
     return {'out': out.detach(), **grads}
@@ -147,12 +154,11 @@ def check(
     stream = torch.float32 if autocast else dtype
     rounded = {k: None if v is None else v.to(stream) for k, v in tensors.items()}
     grad = torch.randn(tensors['x'].shape).to(stream)
-    eager = getattr(reference, name)
-    truth = results(eager, to(torch.float64), grad)
+    truth = results(name, to(torch.float64), grad, backend='reference')
     with torch.autocast(device, dtype, enabled=autocast):
-        ours = results(getattr(ops, name), to(stream, device), grad.to(device),
-                       path='triton', **options)  # fmt: skip
-        theirs = results(eager, to(stream, device), grad.to(device))
+        given, grad = to(stream, device), grad.to(device)
+        ours = results(name, given, grad, backend='triton', **options)
+        theirs = results(name, given, grad, backend='reference')
     for key, expected in truth.items():
         if name == 'pool_mix' and key == 'bias':
             assert not ours[key].any(), 'the gradient of the bias is exactly zero'
@@ -198,7 +204,7 @@ def test_mlp_in_bfloat16(
     dim: int, fused: bool, autocast: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one kernel, and as maps of many channels take it."""
-    fused_mlp = pytest.importorskip('backbones.ops.triton.fused_mlp')
+    fused_mlp = pytest.importorskip('backbones.ops.backends.triton.fused_mlp')
     if not fused:
         monkeypatch.setattr(fused_mlp, 'MOST_CHANNELS', 0)
     tensors = inputs('norm_mlp', (2, dim, 9, 8), drop=True)
@@ -226,7 +232,7 @@ def test_without_bias_or_scale(name: str, without: str, device: str) -> None:
 
 def test_strips_of_pooling_meet(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and columns that a program shares with others."""
-    pool = pytest.importorskip('backbones.ops.triton.pool')
+    pool = pytest.importorskip('backbones.ops.backends.triton.pool')
     monkeypatch.setattr(pool, 'ROW', 64)
     tensors = inputs('pool_mix', (1, 33, 5, 6), drop=True)
     _, _, constants = pool._strips(tensors['x'])
@@ -239,7 +245,7 @@ def test_hidden_activations_computed_again_are_the_same(device: str) -> None:
     tensors = {k: v.to(device, torch.float32) for k, v in tensors.items()}
     grad = torch.randn(2, 12, 7, 9, device=device)
     kept, again = (
-        results(ops.norm_mlp, tensors, grad, path='triton', recompute=r) for r in (False, True)
+        results('norm_mlp', tensors, grad, backend='triton', recompute=r) for r in (False, True)
     )
     for key, value in kept.items():
         assert torch.equal(value, again[key]), key
@@ -250,11 +256,11 @@ def test_layout_does_not_matter(name: str, device: str) -> None:
     tensors = inputs(name, (2, 6, 4, 5))
     tensors = {k: None if v is None else v.to(device, torch.float32) for k, v in tensors.items()}
     x, grad = tensors['x'], torch.randn(2, 6, 4, 5, device=device)
-    expected = results(getattr(ops, name), tensors, grad, path='triton')
+    expected = results(name, tensors, grad, backend='triton')
     gaps = torch.stack([x, x + 1], dim=-1)[..., 0]
     for other in (x.contiguous(memory_format=torch.channels_last), gaps):
         other_grad = grad.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
-        found = results(getattr(ops, name), tensors | {'x': other}, other_grad, path='triton')
+        found = results(name, tensors | {'x': other}, other_grad, backend='triton')
         for key, value in expected.items():
             assert torch.equal(value, found[key]), key
 
@@ -264,14 +270,14 @@ def test_a_dropped_sample_passes_unchanged(name: str, device: str) -> None:
     tensors = inputs(name, (2, 6, 4, 5), drop=True)
     tensors = {k: v.to(device, torch.float32) for k, v in tensors.items()}
     grad = torch.randn(2, 6, 4, 5, device=device)
-    found = results(getattr(ops, name), tensors, grad, path='triton')
+    found = results(name, tensors, grad, backend='triton')
     assert torch.equal(found['out'][1], tensors['x'][1])
     assert torch.equal(found['x'][1], grad[1])
 
 
 @pytest.fixture
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> object:
-    norm = pytest.importorskip('backbones.ops.triton.norm')
+    norm = pytest.importorskip('backbones.ops.backends.triton.norm')
     monkeypatch.setattr(norm, 'MOMENTS', 32)
     monkeypatch.setattr(norm, 'SPLITS', 16)
     return norm
@@ -282,7 +288,7 @@ def test_statistics_of_many_tiles(
     mean: float, std: float, device: str, short_splits: object
 ) -> None:
     x = torch.randn(1, 3, 17, 20).mul_(std).add_(mean).to(device)
-    found, rstd = short_splits.statistics(x.contiguous(memory_format=torch.channels_last), EPS)
+    found, rstd = short_splits.moments(x.contiguous(memory_format=torch.channels_last), EPS)
     wide = x.double()
     torch.testing.assert_close(found.double(), wide.mean().view(1), rtol=2**-24, atol=1e-7)
     expected = (wide.var(correction=0) + EPS).rsqrt().view(1)

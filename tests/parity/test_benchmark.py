@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolformer_dense.measure.benchmark import TOLERANCE, Workload, compete
-from poolformer_dense.measure.benchmark.measure import FORMATS
+from poolformer_dense.measure.benchmark.task import FORMATS
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def _peers(timm, transformers, mmpretrain) -> None:
 @pytest.mark.parametrize('task', ['infer', 'train'])
 def test_peers_take_part_in_both_formats(task, dtype):
     workload = Workload('poolformer_s12', task, dtype, (64, 64), batch=1)
-    rows, missing = compete(workload, ['mmpretrain', 'timm', 'hf'], rounds=1)
+    rows, missing = compete(workload, ['mmpretrain', 'timm', 'hf'], rounds=1, turn=0.0)
     assert missing == []
     peers = [row for row in rows if row.kind == 'peer']
     assert [(row.name, row.memory_format) for row in peers] == [
@@ -34,7 +34,7 @@ def test_peers_take_part_in_both_formats(task, dtype):
 @pytest.mark.usefixtures('_peers')
 def test_peers_without_the_preset_are_named():
     workload = Workload('caformer_s18', size=(32, 32), batch=1)
-    rows, missing = compete(workload, ['mmpretrain', 'timm', 'hf'], rounds=1)
+    rows, missing = compete(workload, ['mmpretrain', 'timm', 'hf'], rounds=1, turn=0.0)
     assert {row.name for row in rows if row.kind == 'peer'} == {'timm'}
     assert missing == [
         'mmpretrain has no caformer_s18',

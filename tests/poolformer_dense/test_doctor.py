@@ -24,7 +24,7 @@ def problems(rows):
 
 def test_this_environment_is_well():
     rows = doctor.diagnose(ROOT)
-    assert problems(rows) == [], doctor.format_table(rows)
+    assert problems(rows) == [], doctor.format_findings(rows)
     assert {'torch', 'numpy', 'import mmcv._ext', 'torch CUDA'} <= {row.name for row in rows}
 
 
@@ -181,7 +181,7 @@ def test_shipped_requirement_files_parse(path):
 
 def test_table_puts_problems_last_and_counts_them():
     rows = [doctor.Finding('torch', 'missing', 'PROBLEM', 'make setup'), doctor.Finding('gpu', 'x')]
-    lines = doctor.format_table(rows).splitlines()
+    lines = doctor.format_findings(rows).splitlines()
     assert lines[0].startswith('ok')
     assert lines[1].startswith('PROBLEM')
     assert lines[2].endswith('-> make setup')

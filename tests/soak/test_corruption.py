@@ -14,7 +14,6 @@ from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import tiny
 
 OPTIONS = dict(
-    hooks=[dict(type='IntactResumeHook')],
     checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
 )
 

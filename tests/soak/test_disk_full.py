@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from backbones.checkpoints import seal_holds
-from tests.poolformer_dense.runner import launching, tiny
+from tests.poolformer_dense.runner import tiny
 
 OPTIONS = dict(
-    steps=30, hooks=launching.HOOKS,
+    steps=30,
     checkpoint=dict(type='AtomicCheckpointHook', minutes=0, max_keep_ckpts=1),
 )  # fmt: skip
 SIZE = 1 << 20

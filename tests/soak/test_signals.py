@@ -16,7 +16,7 @@ from backbones.checkpoints import read_checkpoint
 from poolformer_dense import files
 from poolformer_dense.runner.preemption import EXIT_CODE
 from poolformer_dense.runner.resume import newest_intact
-from tests.poolformer_dense.runner import launching, tiny
+from tests.poolformer_dense.runner import tiny
 
 PLACES = ('loading', 'forward', 'backward', 'validation', 'saving')
 STEPS = 18
@@ -24,7 +24,7 @@ STEPS = 18
 
 def train(folder: Path, **options) -> dict[str, str]:
     settings = dict(
-        ema=True, steps=STEPS, hooks=launching.HOOKS, resume=True,
+        ema=True, steps=STEPS, resume=True,
         checkpoint=dict(type='AtomicCheckpointHook', minutes=0, max_keep_ckpts=2, interval=2),
     )  # fmt: skip
     if options.get('loop') == 'iter':

@@ -1,9 +1,9 @@
-"""The tool that makes docs/results.md, in a copy of the project."""
+"""The tool that makes docs/results.md, for a project of one model."""
 
 from __future__ import annotations
 
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -13,10 +13,9 @@ from poolformer_dense.measure.results_page import METAFILE, PAGE, load_metafile,
 
 @pytest.fixture
 def copy(root, tmp_path):
-    """The project with one model in its metafile, and without the page."""
-    for part in ('backbones', 'poolformer_dense', 'configs', 'tools'):
-        ignored = shutil.ignore_patterns('__pycache__')
-        shutil.copytree(root / part, tmp_path / part, ignore=ignored)
+    """The tool and the configs, with one model in the metafile, and without the page."""
+    for part in ('configs', 'tools'):
+        shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path / 'docs').mkdir()
     metafile = load_metafile(tmp_path)
     del metafile['Models'][1:], metafile['Collections'][1:]
@@ -24,33 +23,40 @@ def copy(root, tmp_path):
     return tmp_path
 
 
-def _make_results(folder, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, folder / 'tools/make_results.py', *arguments]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def make_results(copy, monkeypatch):
+    """Run the tool of the copy; returns its exit code."""
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, 'argv', ['make_results.py', *arguments])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(copy / 'tools/make_results.py'), run_name='__main__')
+        return exit.value.code
+
+    return run
 
 
-def test_the_page_is_written_without_measuring(copy):
+def test_the_page_is_written_without_measuring(copy, make_results, capsys):
     before = (copy / METAFILE).read_text()
-    done = _make_results(copy)
-    assert done.returncode == 0, done.stderr
-    assert 'docs/results.md: 1 models' in done.stdout
+    assert make_results() == 0
+    assert 'docs/results.md: 1 models' in capsys.readouterr().out
     assert '| PoolFormer-S12 | 21.65 | 197.9 |' in (copy / PAGE).read_text()
     assert (copy / METAFILE).read_text() == before
 
 
-def test_measuring_fills_in_what_is_missing(copy):
+def test_measuring_fills_in_what_is_missing(copy, make_results, capsys):
     metafile = load_metafile(copy)
     complete = (copy / METAFILE).read_text()
     metadata = metafile['Models'][0]['Metadata']
     del metadata['Parameters'], metadata['FLOPs']
     write_metafile(copy, metafile)
 
-    done = _make_results(copy)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith('error: configs/metafile.yml: retinanet_')
+    assert make_results() == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: configs/metafile.yml: retinanet_')
     assert not (copy / PAGE).exists()
 
-    done = _make_results(copy, '--measure')
-    assert done.returncode == 0, done.stderr
+    assert make_results('--measure') == 0
     assert (copy / METAFILE).read_text() == complete
     assert '| 197.9 |' in (copy / PAGE).read_text()

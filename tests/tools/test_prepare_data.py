@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -35,10 +34,8 @@ def test_a_shared_tree_is_linked_checked_and_found_again(run, ade20k, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'training/*.jpg: 20,210 files' in done.stdout
     assert (tmp_path / 'data/ade/ADEChallengeData2016').resolve() == ade20k
-    start = time.monotonic()
     again = run('prepare_data.py', 'ade20k', cwd=tmp_path)
     assert again.stdout.strip() == 'ADE20K is complete in data: nothing to do'
-    assert time.monotonic() - start < 30  # most of it imports
     verified = run('prepare_data.py', 'ade20k', '--verify-only', cwd=tmp_path)
     assert verified.returncode == 0
     assert verified.stdout.endswith('ADE20K is complete in data\n')
@@ -90,7 +87,7 @@ def test_an_error_is_one_line(run, mirror, tmp_path):
     assert 'ADEChallengeData2016.zip has md5' in done.stderr.splitlines()[-1]
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(root, mirror, tmp_path):
+def test_ctrl_c_says_that_the_same_command_resumes(root, mirror, tmp_path):
     url, asked = mirror
     process = subprocess.Popen(
         [sys.executable, root / 'tools/prepare_data.py', 'ade20k', '--mirror', url],
@@ -103,5 +100,5 @@ def test_ctrl_c_says_that_the_same_command_goes_on(root, mirror, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.endswith('interrupted; the same command goes on from here\n')
+    assert errors.endswith('interrupted; run the same command again to resume\n')
     assert 'Traceback' not in errors

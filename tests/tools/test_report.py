@@ -5,17 +5,15 @@ from __future__ import annotations
 from tests.poolformer_dense.report.report_runs import train_record, val_record, write_session
 
 
-def test_one_work_dir_gets_its_page(run, tmp_path):
-    write_session(tmp_path / 'work', [train_record(10), val_record(1, 0.5)])
-    done = run('report.py', 'work', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == 'work/report.html'
-    assert '<h1>Training report: work</h1>' in (tmp_path / 'work/report.html').read_text()
-
-
-def test_several_are_compared(run, tmp_path):
+def test_one_gets_its_page_and_several_are_compared(run, tmp_path):
     for name in 'abc':
-        write_session(tmp_path / name, [train_record(10)])
+        write_session(tmp_path / name, [train_record(10), val_record(1, 0.5)])
+    done = run('report.py', 'a', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == 'a/report.html'
+    page = (tmp_path / 'a/report.html').read_text()
+    assert '<h1>Training report: a</h1>' in page
+    assert 'unreadable' not in page
     done = run('report.py', 'a', 'b', 'c', '--out', 'pages/abc.html', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'Comparison of 3 trainings' in (tmp_path / 'pages/abc.html').read_text()

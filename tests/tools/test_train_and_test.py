@@ -20,10 +20,10 @@ def _trained(folder: Path) -> Path:
 
 
 @pytest.fixture(scope='module')
-def trained_retinanet(run, root, shapes, tmp_path_factory):
+def trained_retinanet(run_fresh, root, shapes, tmp_path_factory):
     """The demo's detector after two short epochs, and what the training printed."""
     work_dir = tmp_path_factory.mktemp('retinanet')
-    done = run(
+    done = run_fresh(
         'train.py',
         root / 'configs/demo/retinanet_poolformer_s12.py',
         '--work-dir', work_dir,
@@ -47,24 +47,30 @@ def test_training_writes_a_checkpoint_and_evaluates(trained_retinanet):
     assert sum(v.numel() for v in state.values()) == 21_653_044 - 77 * classifier
 
 
-def test_evaluation_prints_the_table_and_writes_pictures(
-    run, root, shapes, trained_retinanet, tmp_path
-):
-    done = run(
+@pytest.fixture(scope='module')
+def evaluated_retinanet(run_fresh, root, shapes, trained_retinanet, tmp_path_factory):
+    """The folder of its evaluation by one process, and what that printed."""
+    folder = tmp_path_factory.mktemp('evaluated')
+    done = run_fresh(
         'test.py',
         root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0],
-        '--work-dir', tmp_path / 'w', '--show-dir', 'pictures', '--out', 'found.pkl',
+        '--work-dir', 'w', '--show-dir', 'pictures', '--out', 'found.pkl',
         '--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0',
-        cwd=tmp_path,
+        cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_evaluation_prints_the_table_and_writes_pictures(shapes, evaluated_retinanet):
+    folder, done = evaluated_retinanet
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in done.stdout
-    names = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
+    names = sorted(path.name for path in (folder / 'pictures').iterdir())
     assert names == sorted(path.name for path in (shapes / 'coco/val2017').iterdir())
-    picture = cv2.imread(str(tmp_path / 'pictures' / names[0]))
+    picture = cv2.imread(str(folder / 'pictures' / names[0]))
     original = cv2.imread(str(shapes / 'coco/val2017' / names[0]))
     assert picture.shape[1] == 2 * original.shape[1]  # ground truth beside prediction
-    found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
+    found = pickle.loads((folder / 'found.pkl').read_bytes())
     assert len(found) == len(names)
     assert set(np.unique(found[0]['pred_instances']['labels'])) <= set(range(len(CLASSES)))
 
@@ -78,10 +84,10 @@ def test_no_detection_is_explained(run, root, shapes, trained_retinanet, tmp_pat
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert 'No AP: not one detection scored above' in done.stdout + done.stderr
+    assert 'No AP: no detection scored above' in done.stdout + done.stderr
 
 
-def test_resume_goes_on(run, root, shapes, trained_retinanet, tmp_path):
+def test_resume_continues(run, root, shapes, trained_retinanet, tmp_path):
     done = run(
         'train.py',
         root / 'configs/demo/retinanet_poolformer_s12.py',
@@ -130,36 +136,41 @@ def test_segmentation_trains_and_evaluates(trained_fpn):
     assert all(name in output for name in ('mIoU', 'background', *CLASSES))
 
 
-def test_segmentation_writes_label_maps_and_pictures(run, root, shapes, trained_fpn, tmp_path):
+def _label_maps(run, root, shapes, checkpoint, folder, *options):
+    """Test the segmentor; return its label maps and what was printed."""
     done = run(
-        'test.py', root / 'configs/demo/fpn_poolformer_s12.py', trained_fpn[0],
-        '--work-dir', tmp_path / 'w', '--out', 'maps', '--show-dir', 'pictures',
-        '--cfg-options', f'data_root={shapes}/ade',
-        cwd=tmp_path,
+        'test.py', root / 'configs/demo/fpn_poolformer_s12.py', checkpoint, *options,
+        '--work-dir', 'w', '--out', 'maps', '--cfg-options', f'data_root={shapes}/ade',
+        cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    maps = sorted((tmp_path / 'maps').rglob('*.png'))
+    return sorted((folder / 'maps').rglob('*.png')), done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def tested_fpn(run, root, shapes, trained_fpn, tmp_path_factory):
+    """The folder of the segmentor's test, its label maps and what was printed."""
+    folder = tmp_path_factory.mktemp('tested')
+    options = ('--show-dir', 'pictures')
+    return folder, *_label_maps(run, root, shapes, trained_fpn[0], folder, *options)
+
+
+def test_segmentation_writes_label_maps_and_pictures(shapes, tested_fpn):
+    folder, maps, _ = tested_fpn
     truth = sorted((shapes / 'ade/annotations/validation').iterdir())
     assert [m.name for m in maps] == [t.name for t in truth]
     assert cv2.imread(str(maps[0]), 0).shape == cv2.imread(str(truth[0]), 0).shape
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(truth)
+    assert len(list((folder / 'pictures').rglob('*.png'))) == len(truth)
 
 
-def test_a_folded_backbone_predicts_the_same(run, root, shapes, trained_fpn, tmp_path):
-    maps = {}
-    for options in ([], ['--fuse']):
-        folder = tmp_path / f'maps{len(options)}'
-        done = run(
-            'test.py', root / 'configs/demo/fpn_poolformer_s12.py', trained_fpn[0], *options,
-            '--work-dir', 'w', '--out', folder, '--cfg-options', f'data_root={shapes}/ade',
-            cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ('The backbone is folded' in done.stdout + done.stderr) == bool(options)
-        paths = sorted(folder.rglob('*.png'))
-        maps[len(options)] = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
-    assert len(maps[0]) == len(maps[1]) == 4
-    assert np.mean([np.mean(a == b) for a, b in zip(maps[0], maps[1], strict=True)]) > 0.999
+def test_a_folded_backbone_predicts_the_same(run, root, shapes, trained_fpn, tested_fpn, tmp_path):
+    _, maps, printed = tested_fpn
+    assert 'The backbone is folded' not in printed
+    folded, printed = _label_maps(run, root, shapes, trained_fpn[0], tmp_path, '--fuse')
+    assert 'The backbone is folded' in printed
+    assert len(maps) == len(folded) == 4
+    pairs = [[cv2.imread(str(m), 0) for m in pair] for pair in zip(maps, folded, strict=True)]
+    assert np.mean([np.mean(a == b) for a, b in pairs]) > 0.999
 
 
 def test_two_processes_agree(run, root, shapes, tmp_path):
@@ -188,29 +199,29 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
         cwd=tmp_path, env={'PORT': '29533', 'PYTHONPATH': str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'the processes talk through gloo' in done.stdout + done.stderr
+    assert 'the processes use the gloo backend' in done.stdout + done.stderr
     one, two = (torch.load(tmp_path / f'rank{i}.pth') for i in (0, 1))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_distributed_evaluation_counts_every_image(run, root, shapes, trained_retinanet, tmp_path):
-    arguments = ['--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0']
-    config, checkpoint = root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0]
-    runs = {
-        'one': run('test.py', config, checkpoint, '--work-dir', 'one', *arguments, cwd=tmp_path),
-        'two': run(
-            'dist_test.sh', config, checkpoint, 2, '--work-dir', 'two', *arguments,
-            cwd=tmp_path, env={'PORT': '29534'},
-        ),
-    }  # fmt: skip
-    metrics = {}
-    for name, done in runs.items():
-        assert done.returncode == 0, done.stderr[-3000:]
-        [path] = (tmp_path / name).glob('*/2*.json')
-        metrics[name] = json.loads(path.read_text())
+def test_distributed_evaluation_counts_every_image(
+    run, root, shapes, trained_retinanet, evaluated_retinanet, tmp_path
+):
+    done = run(
+        'dist_test.sh', root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0], 2,
+        '--work-dir', 'w',
+        '--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0',
+        cwd=tmp_path, env={'PORT': '29534'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (
+        json.loads(path.read_text())
+        for folder in (evaluated_retinanet[0], tmp_path)
+        for path in folder.glob('w/*/2*.json')
+    )
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'):
-        assert metrics['one'][key] == metrics['two'][key]
+        assert one[key] == two[key]
 
 
 @pytest.mark.parametrize(

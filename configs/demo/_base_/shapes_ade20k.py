@@ -1,4 +1,5 @@
-# Drawn shapes in ADE20K's layout; the pipelines are the ADE20K ones at the size of the drawings.
+# Generated images of shapes in ADE20K's layout; the pipelines are
+# those of ADE20K, at the size of these images.
 prepare_data = 'tools/make_shapes.py data/shapes draws it'
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/ade'

@@ -1,4 +1,5 @@
-# Drawn shapes in COCO's layout; the pipelines are the COCO ones at the size of the drawings.
+# Generated images of shapes in COCO's layout; the pipelines are
+# those of COCO, at the size of these images.
 prepare_data = 'tools/make_shapes.py data/shapes draws it'
 dataset_type = 'CocoDataset'
 data_root = 'data/shapes/coco/'

@@ -1,9 +1,9 @@
 """Timing the backbones beside other implementations of the same function, within one run."""
 
 from .compete import compete
-from .measure import TASKS, TOLERANCE, Row, Workload, select_device
 from .peers import PEERS
-from .report import as_dict, environment, growth_table, plot, ratio_table, table
+from .tables import as_dict, environment, growth_table, plot, ratio_table, table
+from .task import TASKS, TOLERANCE, Row, Workload, select_device
 
 __all__ = [
     'PEERS',

@@ -6,6 +6,8 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,47 +16,46 @@ from torch import Tensor, nn
 
 from backbones import MetaFormer
 from backbones.presets import PRESETS
-from poolformer_dense.errors import UserError
 
-from .measure import FORMATS, TOLERANCE, Outcome, Row, Task, Workload, time_in_turn
-from .parts import BlockInputs, MatrixProducts, Shapes
-from .peers import PeerUnavailable, build_peer
+from ...errors import UserError
+from .floors import floors
+from .peers import PEERS, PeerUnavailable
+from .task import FORMATS, TOLERANCE, Outcome, Row, Task, Workload, time_in_turn
 
 COMPILE = 'compile'
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A contestant before it is built.
+class Contestant:
+    """A model that takes part, before it is built.
 
     Attributes:
-        name: As in `Row`.
-        kind: As in `Row`.
-        memory_format: As in `Row`.
+        row: Its name, kind and memory format.
         build: Builds the model for matrix products in a dtype.
         compiled: As for `Task`.
     """
 
-    name: str
-    kind: str
-    memory_format: str
+    row: Row
     build: Callable[[torch.dtype], nn.Module]
     compiled: bool = False
 
     def task(self, image: Tensor, workload: Workload) -> Task:
         """Build the model and give it its task."""
         model = self.build(workload.product_dtype)
-        return Task(model, image, self.memory_format, workload, self.compiled)
+        return Task(model, image, self.row.memory_format, workload, self.compiled)
 
 
-def compete(workload: Workload, against: Sequence[str], rounds: int) -> tuple[list[Row], list[str]]:
+def compete(
+    workload: Workload, against: Sequence[str], rounds: int, turn: float = 0.5
+) -> tuple[list[Row], list[str]]:
     """Measure our backbone, others, and parts of the work, in turn.
 
     Args:
         workload: What all do.
         against: Names of `peers.PEERS`, and 'compile' for what ``torch.compile`` makes of them and
-            of our reference path.
+            of our reference.
         rounds: How many times each is measured.
+        turn: As for `time_in_turn`.
 
     Returns:
         The rows, ours first, and a line for each peer that can't take part.
@@ -66,38 +67,32 @@ def compete(workload: Workload, against: Sequence[str], rounds: int) -> tuple[li
     if workload.preset not in PRESETS:
         raise UserError(f'unknown preset {workload.preset}; choose from {", ".join(PRESETS)}')
     torch.manual_seed(0)
-    reference = draw_weights(MetaFormer(workload.preset, ops='reference')).to(workload.device)
+    reference = draw_weights(MetaFormer(workload.preset, backend='reference')).to(workload.device)
     image = torch.randn(workload.batch, 3, *workload.size).to(workload.device)
-    entries, missing = _entries(workload, reference, against)
+    peers, missing = _peers(workload, reference, against)
 
-    truth = _truth(reference, image, workload)
-    tasks, facts = {}, {}
-    for entry in track(entries, 'same function?', console=Console(stderr=True)):
-        key = entry.name, entry.memory_format
-        with _mendable(f'{entry.name} ({entry.memory_format}) at {workload}'):
-            if workload.dtype != 'float32' and not entry.compiled:
+    exact = replace(workload, dtype='float32')
+    with _in_one_line(str(exact)), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        truth = Task(copy.deepcopy(reference), image, 'contiguous', exact).outcome()
+    rows: list[Row] = []
+    tasks: list[Callable[[], object]] = []
+    contestants = [*_ours(workload, reference), *peers]
+    for each in track(contestants, 'same function?', console=Console(stderr=True)):
+        with _in_one_line(f'{each.row.name} ({each.row.memory_format}) at {workload}'):
+            if workload.dtype != 'float32' and not each.compiled:
                 # A small mistake can't hide there behind rounding.
-                _agreeing(entry.task(image, replace(workload, dtype='float32')), truth)
-            tasks[key] = entry.task(image, workload)
-            difference = _agreeing(tasks[key], truth)
-            memory = tasks[key].memory()
-        facts[key] = dict(kind=entry.kind, memory=memory, difference=difference)
-    for name, memory_format, part, nbytes in _parts(workload, reference, image):
-        tasks[name, memory_format] = part
-        facts[name, memory_format] = dict(kind='part', nbytes=nbytes)
+                _difference(each.task(image, exact), truth)
+            task = each.task(image, workload)
+            difference = _difference(task, truth)
+            rows.append(replace(each.row, memory=task.memory(), difference=difference))
+        tasks.append(task)
+    for row, part in floors(reference, image, workload):
+        rows.append(row)
+        tasks.append(part)
 
-    seconds = time_in_turn(tasks, rounds)
-    torch.compiler.reset()  # the next workload starts anew
-    rows = [
-        Row(
-            name=name,
-            memory_format=memory_format,
-            seconds=tuple(turns),
-            **facts[name, memory_format],
-        )
-        for (name, memory_format), turns in seconds.items()
-    ]
-    return rows, missing
+    seconds = time_in_turn(tasks, rounds, turn)
+    torch.compiler.reset()  # the next workload starts without this one's graphs
+    return [replace(row, seconds=turns) for row, turns in zip(rows, seconds, strict=True)], missing
 
 
 @torch.no_grad()
@@ -111,60 +106,54 @@ def draw_weights(model: MetaFormer) -> MetaFormer:
     return model
 
 
-def _entries(
+def _ours(workload: Workload, reference: MetaFormer) -> list[Contestant]:
+    def build(**options: Any) -> MetaFormer:
+        model = MetaFormer(workload.preset, backend=workload.backend, **options)
+        model.load_state_dict(reference.state_dict())
+        return model
+
+    builds: dict[str, Callable[[torch.dtype], nn.Module]] = {'ours': lambda _: build()}
+    if workload.training:
+        builds["ours, recompute='mlp'"] = lambda _: build(recompute='mlp')
+    else:
+        builds['ours, fused'] = lambda _: build().fuse()
+        if workload.dtype != 'float32':
+            builds[f'ours, fused to {workload.dtype}'] = lambda dtype: build().fuse(dtype)
+    return [Contestant(Row(name, 'ours', 'contiguous'), call) for name, call in builds.items()]
+
+
+def _peers(
     workload: Workload, reference: MetaFormer, against: Sequence[str]
-) -> tuple[list[Entry], list[str]]:
-    entries = [
-        Entry(name, 'ours', 'contiguous', build) for name, build in _ours(workload, reference)
-    ]
+) -> tuple[list[Contestant], list[str]]:
+    """Return the others in both memory formats, and a line for each that can't take part."""
+    named: list[tuple[str, nn.Module, bool]] = []
     missing = []
     for name in against:
         if name == COMPILE:
             continue
         try:
-            peer = build_peer(name, workload.preset, reference)
+            peer = PEERS[name](workload.preset, reference)
         except PeerUnavailable as error:
             missing.append(str(error))
             continue
-        entries += _in_both_formats(name, peer)
+        named.append((name, peer, False))
         if COMPILE in against and name != 'reference':
-            entries += _in_both_formats(f'{name}, compiled', peer, compiled=True)
+            named.append((f'{name}, compiled', peer, True))
     if COMPILE in against:
-        entries += _in_both_formats('reference, compiled', reference, compiled=True)
-    return entries, missing
-
-
-def _ours(
-    workload: Workload, reference: MetaFormer
-) -> Iterator[tuple[str, Callable[[torch.dtype], nn.Module]]]:
-    def build(**options: str) -> MetaFormer:
-        model = MetaFormer(workload.preset, ops=workload.ops, **options)
-        model.load_state_dict(reference.state_dict())
-        return model
-
-    yield 'ours', lambda _: build()
-    if workload.training:
-        yield "ours, recompute='mlp'", lambda _: build(recompute='mlp')
-        return
-    yield 'ours, fused', lambda _: build().fuse()
-    if workload.dtype != 'float32':
-        yield f'ours, fused to {workload.dtype}', lambda dtype: build().fuse(dtype)
-
-
-def _in_both_formats(name: str, model: nn.Module, compiled: bool = False) -> list[Entry]:
-    return [
-        Entry(name, 'peer', memory_format, lambda _: copy.deepcopy(model), compiled)
+        named.append(('reference, compiled', reference, True))
+    contestants = [
+        Contestant(Row(name, 'peer', memory_format), partial(_copy, model), compiled)
+        for name, model, compiled in named
         for memory_format in FORMATS
     ]
+    return contestants, missing
 
 
-def _truth(reference: MetaFormer, image: Tensor, workload: Workload) -> Outcome:
-    exact = replace(workload, dtype='float32')
-    with _mendable(str(exact)), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return Task(copy.deepcopy(reference), image, 'contiguous', exact).outcome()
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model)  # lower dtypes are autocast over it
 
 
-def _agreeing(task: Task, truth: Outcome) -> float:
+def _difference(task: Task, truth: Outcome) -> float:
     """Return how far a task's outcome is from the truth, or raise ValueError."""
     difference = task.outcome().difference(truth)
     workload = task.workload
@@ -180,27 +169,9 @@ def _agreeing(task: Task, truth: Outcome) -> float:
     return difference
 
 
-def _parts(
-    workload: Workload, reference: MetaFormer, image: Tensor
-) -> Iterator[tuple[str, str, Callable[[], None], int | None]]:
-    """Name, memory format, what to call, and the bytes it moves."""
-    shapes = Shapes(reference, image, workload)
-    for memory_format in FORMATS:
-        yield (
-            'matrix products',
-            memory_format,
-            MatrixProducts(shapes, memory_format, workload),
-            None,
-        )
-    inputs = BlockInputs(shapes, workload.device)
-    if workload.on_cuda and inputs.nbytes:
-        yield 'copy of inputs', 'channels_last', inputs.copy, inputs.nbytes
-        yield 'pool_mix of inputs', 'channels_last', inputs.mix, inputs.nbytes
-
-
 @contextlib.contextmanager
-def _mendable(place: str) -> Iterator[None]:
-    """What torch can't do here (memory, dtype, size, compiler) is one line."""
+def _in_one_line(place: str) -> Iterator[None]:
+    """Turn an error of torch (memory, dtype, size, compiler) into one line."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

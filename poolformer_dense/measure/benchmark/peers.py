@@ -1,17 +1,17 @@
 """Other implementations of a preset, doing the same work with the same weights.
 
-The work is four feature maps, each after an output norm. mmpretrain has output norms of its own;
-timm and transformers return the maps before them, so here they get plain copies of ours.
+The work is four feature maps, each after an output norm. mmpretrain includes output
+norms. timm and transformers return the maps before them, so they get plain copies of our norms.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,46 +24,21 @@ class PeerUnavailable(Exception):
     """A peer can't take part: the message says which and why."""
 
 
-def build_peer(name: str, preset: str, reference: MetaFormer) -> nn.Module:
-    """Build a peer with our weights; it maps an image to four normalised features.
+class NormedFeatures(nn.Module):
+    """A peer's features, each after an output norm; ``features`` maps peer and image to them."""
 
-    Args:
-        name: One of `PEERS`.
-        preset: A name of `backbones.presets.PRESETS`.
-        reference: The preset on the path 'reference'; its weights are copied.
-
-    Raises:
-        PeerUnavailable: Its package is not installed, can't be imported, or lacks the preset.
-    """
-    return PEERS[name](preset, reference)
-
-
-class TimmFeatures(nn.Module):
-    """timm's features with output norms."""
-
-    def __init__(self, model: nn.Module, norms: nn.ModuleDict) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        norms: nn.ModuleDict,
+        features: Callable[[Any, Tensor], Sequence[Tensor]],
+    ) -> None:
         super().__init__()
-        self.model, self.norms = model, norms
+        self.model, self.norms, self.features = model, norms, features
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        features = self.model.forward_intermediates(image, intermediates_only=True)
+        features = self.features(self.model, image)
         return tuple(norm(x) for norm, x in zip(self.norms.values(), features, strict=True))
-
-
-class HuggingFaceFeatures(nn.Module):
-    """transformers' features with output norms."""
-
-    def __init__(self, model: nn.Module, norms: nn.ModuleDict) -> None:
-        super().__init__()
-        self.model, self.norms = model, norms
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        features = self.model(image, output_hidden_states=True).hidden_states
-        return tuple(norm(x) for norm, x in zip(self.norms.values(), features, strict=True))
-
-
-def _reference(preset: str, reference: MetaFormer) -> nn.Module:
-    return copy.deepcopy(reference)
 
 
 def _mmpretrain(preset: str, reference: MetaFormer) -> nn.Module:
@@ -82,9 +57,12 @@ def _timm(preset: str, reference: MetaFormer) -> nn.Module:
     if build is None:
         raise PeerUnavailable(f'timm has no {preset}')
     model = build(num_classes=0)
-    model.head = nn.Identity()  # it still has a norm, which features do not pass
-    _load(model, reference, 'timm')
-    return TimmFeatures(model, copy.deepcopy(reference.output_norms))
+    _load(model, reference, 'timm', unused='head.')  # it has a norm, which features do not pass
+    return NormedFeatures(
+        model,
+        copy.deepcopy(reference.output_norms),
+        lambda model, image: model.forward_intermediates(image, intermediates_only=True),
+    )
 
 
 def _hugging_face(preset: str, reference: MetaFormer) -> nn.Module:
@@ -95,24 +73,33 @@ def _hugging_face(preset: str, reference: MetaFormer) -> nn.Module:
     config = transformers.PoolFormerConfig(depths=arch.depths, hidden_sizes=arch.dims)
     model = transformers.PoolFormerModel(config)
     _load(model, reference, 'hf')
-    return HuggingFaceFeatures(model, copy.deepcopy(reference.output_norms))
+    return NormedFeatures(
+        model,
+        copy.deepcopy(reference.output_norms),
+        lambda model, image: model(image, output_hidden_states=True).hidden_states,
+    )
 
 
+# Each builds a peer of a preset with the weights of our model, which has backend='reference'.
+# It maps an image to four normalised features. What can't take part raises `PeerUnavailable`.
 PEERS: dict[str, Callable[[str, MetaFormer], nn.Module]] = {
-    'reference': _reference,
+    'reference': lambda preset, reference: copy.deepcopy(reference),
     'mmpretrain': _mmpretrain,
     'timm': _timm,
     'hf': _hugging_face,
 }
 
 
-def _load(model: nn.Module, reference: MetaFormer, layout: str) -> None:
+def _load(model: nn.Module, reference: MetaFormer, layout: str, unused: str = '') -> None:
+    """Copy our weights strictly, but for those of what the features do not pass."""
     prefix = LAYOUTS[layout].prefix
     weights = to_layout(reference.state_dict(), layout)
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, strict=True)
+    weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+    own = {k: v for k, v in model.state_dict().items() if unused and k.startswith(unused)}
+    model.load_state_dict(own | weights, strict=True)
 
 
-def _import(package: str, module: str) -> ModuleType:
+def _import(package: str, module: str) -> Any:
     if find_spec(package) is None:
         raise PeerUnavailable(f'{package} is not installed here; `make peers` installs it')
     make_torchvision_importable()

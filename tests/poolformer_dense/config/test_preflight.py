@@ -10,7 +10,8 @@ import torch
 
 from backbones.checkpoints import CheckpointError
 from poolformer_dense.config.load import load_config, use_mirror
-from poolformer_dense.config.preflight import check_checkpoint, check_run, read_categories
+from poolformer_dense.config.preflight import check_run
+from poolformer_dense.data.categories import read_categories
 from poolformer_dense.errors import UserError
 
 
@@ -105,11 +106,12 @@ def test_categories_in_another_order(detection, shapes, tmp_path):
         check_run(cfg, ['val'])
 
 
-def test_more_categories_than_the_config_are_fine(detection, shapes, tmp_path):
+def test_more_categories_than_the_config_are_fine(detection, shapes, tmp_path, logged):
     path = _rewritten(
         shapes, tmp_path, lambda content: content['categories'].append(dict(id=9, name='star'))
     )
     check_run(detection(**{'val_dataloader.dataset.ann_file': str(path)}), ['val'])
+    assert [line for line in logged if line.endswith('left out by the config: star')]
 
 
 def test_not_an_annotation_file(detection, tmp_path):
@@ -154,8 +156,9 @@ def test_not_a_checkpoint(detection, tmp_path):
     cfg.load_from = str(path)
     with pytest.raises(UserError, match=r'weights.pth was not loaded'):
         check_run(cfg, ['test'])
+    cfg.load_from = 'none.pth'
     with pytest.raises(UserError, match=r'none\.pth does not exist'):
-        check_checkpoint('none.pth')
+        check_run(cfg, ['test'])
 
 
 @pytest.mark.parametrize(
@@ -230,17 +233,12 @@ def test_only_the_first_process_reads_the_annotations(detection, shapes, tmp_pat
     check_run(_spoilt(detection, shapes, tmp_path, change), ['val'])
 
 
-def test_objects_that_training_leaves_out_are_a_remark(detection, shapes, tmp_path, monkeypatch):
+def test_objects_that_training_skips_are_a_line_of_the_log(detection, shapes, tmp_path, logged):
     def change(content):
         content['annotations'][0]['bbox'][2] = 0
 
-    remarks = []
-    monkeypatch.setattr(
-        'poolformer_dense.config.preflight.print_log', lambda text, *_, **__: remarks.append(text)
-    )
     check_run(_spoilt(detection, shapes, tmp_path, change), ['val'])
-    (remark,) = remarks
-    assert 'warnings: 1 x box of no area. For the table: tools/verify_data' in remark
+    assert 'warnings: 1 x box of no area. For the table: tools/verify_data' in logged[-1]
 
 
 def test_an_image_that_is_not_there_stops_a_run(detection, shapes, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -162,3 +164,22 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
+
+
+@pytest.fixture
+def file_limit(capsys: pytest.CaptureFixture) -> Callable[[int], AbstractContextManager]:
+    """A context in which no file grows beyond so many bytes, as on a full disk.
+
+    What is printed is captured in memory: a file of pytest's would be limited, too.
+    """
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

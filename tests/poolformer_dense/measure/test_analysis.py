@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 
 import pytest
 import torch
 
 from backbones import MetaFormer
 from poolformer_dense.errors import UserError
-from poolformer_dense.measure.analysis import analyze, count_macs, count_saved_bytes, format_table
+from poolformer_dense.measure.analysis import (
+    analyze,
+    count_macs,
+    count_saved_bytes,
+    format_analysis,
+)
 
 DIMS = (8, 16, 32, 64)
 BARE = dict(
@@ -131,7 +138,7 @@ def test_a_config_gives_its_backbone_and_the_whole_model(root):
     assert analysis.model_parameters == 21_653_044
     assert analysis.total.parameters == 11_403_200 - 2 * 64  # no norm on the unused stride 4
     assert analysis.size == (64, 96)
-    assert format_table(analysis).splitlines()[-1].split() == ['whole', 'model', '21,653,044']
+    assert format_analysis(analysis).splitlines()[-1].split() == ['whole', 'model', '21,653,044']
 
 
 @pytest.mark.parametrize(
@@ -160,10 +167,23 @@ def test_configs_without_one_of_our_backbones_are_named(tmp_path):
         analyze(str(config))
 
 
-def test_the_tool_prints_a_table(run, tmp_path):
-    done = run('analyze_model.py', 'poolformer_s12', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    header, columns, *rows = done.stdout.splitlines()
+@pytest.fixture
+def analyze_model(root, monkeypatch, capsys):
+    """Run the tool in this process; returns its exit code and the lines that it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['analyze_model.py', *arguments])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(root / 'tools/analyze_model.py'), run_name='__main__')
+        captured = capsys.readouterr()
+        return exit.value.code, (captured.err or captured.out).splitlines()
+
+    return run
+
+
+def test_the_tool_prints_a_table(analyze_model):
+    code, (header, columns, *rows) = analyze_model('poolformer_s12')
+    assert code == 0
     assert header == 'poolformer_s12: one image of 224x224'
     assert ' '.join(columns.split()) == (
         'stage parameters of them frozen GMACs saved MiB mixing MLP'
@@ -185,7 +205,7 @@ def test_the_tool_prints_json_and_nothing_else(run, root, tmp_path):
         assert value == sum(stage[name] for stage in result['stages'])
 
 
-def test_the_tool_says_what_is_wrong_in_one_line(run, tmp_path):
-    done = run('analyze_model.py', 'resnet50', cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith('error: resnet50 is neither a config file nor')
+def test_the_tool_says_what_is_wrong_in_one_line(analyze_model):
+    code, lines = analyze_model('resnet50')
+    assert code == 2
+    assert lines[-1].startswith('error: resnet50 is neither a config file nor')

@@ -15,10 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from backbones import MetaFormer
+from backbones.blocks import MetaFormerBlock
 from backbones.presets import PRESETS, Arch
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.analysis import count_macs, count_saved_bytes, kept_for_backward
 from poolformer_dense.measure.benchmark import (
+    PEERS,
+    TOLERANCE,
     Row,
     Workload,
     as_dict,
@@ -29,11 +32,10 @@ from poolformer_dense.measure.benchmark import (
     ratio_table,
     table,
 )
-from poolformer_dense.measure.benchmark.measure import FORMATS, TOLERANCE, Task, time_in_turn
-from poolformer_dense.measure.benchmark.parts import BlockInputs, MatrixProducts, Shapes
-from poolformer_dense.measure.benchmark.peers import PEERS
-from poolformer_dense.measure.benchmark.report import best_of, ratios
+from poolformer_dense.measure.benchmark.floors import BlockInputs, MatrixProducts, record_inputs
+from poolformer_dense.measure.benchmark.task import FORMATS, Task, time_in_turn
 
+LAYERS = (nn.Conv2d, nn.Linear)
 SIZE = (64, 96)
 WORKLOADS = [(task, dtype) for task in ('infer', 'train') for dtype in ('float32', 'bfloat16')]
 
@@ -70,7 +72,7 @@ def altered(monkeypatch):
 
 @pytest.mark.parametrize(('task', 'dtype'), WORKLOADS)
 def test_everyone_takes_part_and_agrees(tiny, task, dtype):
-    rows, missing = compete(Workload(tiny, task, dtype, SIZE), ['reference'], rounds=3)
+    rows, missing = compete(Workload(tiny, task, dtype, SIZE), ['reference'], rounds=3, turn=0.0)
     assert missing == []
     variants = ["ours, recompute='mlp'"] if task == 'train' else ['ours, fused']
     variants += ['ours, fused to bfloat16'] if (task, dtype) == ('infer', 'bfloat16') else []
@@ -88,7 +90,7 @@ def test_everyone_takes_part_and_agrees(tiny, task, dtype):
 
 
 def test_fused_operators_and_recomputation_keep_less(tiny):
-    rows, _ = compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1)
+    rows, _ = compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1, turn=0.0)
     ours, recomputing, reference, *_ = (row.memory for row in rows)
     assert recomputing < ours < reference
 
@@ -97,7 +99,7 @@ def test_fused_operators_and_recomputation_keep_less(tiny):
 def test_compilation_takes_part(tiny, monkeypatch, backend):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
     workload = Workload(tiny, 'train', 'bfloat16', SIZE)
-    rows, missing = compete(workload, ['reference', 'compile'], rounds=1)
+    rows, missing = compete(workload, ['reference', 'compile'], rounds=1, turn=0.0)
     assert missing == []
     peers = {row.name: row for row in rows if row.kind == 'peer'}
     assert [*peers] == ['reference', 'reference, compiled']
@@ -112,7 +114,7 @@ def test_a_different_function_is_refused(tiny, altered, dtype):
         UserError,
         match=r'reference .contiguous. at tiny .*: it does not .* in float32 they differ by',
     ):
-        compete(workload, ['reference'], rounds=1)
+        compete(workload, ['reference'], rounds=1, turn=0.0)
 
 
 def test_a_different_backward_is_refused(tiny, altered):
@@ -120,9 +122,9 @@ def test_a_different_backward_is_refused(tiny, altered):
         model.stages[1][0].register_full_backward_hook(lambda _, inputs, __: (inputs[0] / 2,))
 
     altered(halve_gradients)
-    compete(Workload(tiny, 'infer', 'float32', SIZE), ['reference'], rounds=1)
+    compete(Workload(tiny, 'infer', 'float32', SIZE), ['reference'], rounds=1, turn=0.0)
     with pytest.raises(UserError, match='does not compute what our reference does'):
-        compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1)
+        compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1, turn=0.0)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +142,11 @@ def test_a_different_backward_is_refused(tiny, altered):
 def test_less_work_is_refused(tiny, altered, change, message):
     altered(change)
     with pytest.raises(UserError, match=message):
-        compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1)
+        compete(Workload(tiny, 'train', 'float32', SIZE), ['reference'], rounds=1, turn=0.0)
 
 
 def test_a_peer_without_the_preset_is_named_not_an_error(tiny):
-    rows, missing = compete(Workload(tiny), ['timm', 'mmpretrain', 'hf'], rounds=1)
+    rows, missing = compete(Workload(tiny), ['timm', 'mmpretrain', 'hf'], rounds=1, turn=0.0)
     assert {row.kind for row in rows} == {'ours', 'part'}
     assert [line.split()[0] for line in missing] == ['timm', 'mmpretrain', 'transformers']
     assert all('no tiny' in line or 'not installed' in line for line in missing)
@@ -159,11 +161,11 @@ def test_a_peer_without_the_preset_is_named_not_an_error(tiny):
 )
 def test_what_cannot_be_measured_is_named(workload, message):
     with pytest.raises(UserError, match=message):
-        compete(workload, [], rounds=1)
+        compete(workload, [], rounds=1, turn=0.0)
 
 
 def test_low_precision_is_autocast_over_float32_weights(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     seen = []
     model.stages[0][0].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
     task = Task(model, torch.randn(1, 3, *SIZE), 'contiguous', Workload(tiny, dtype='bfloat16'))
@@ -214,10 +216,11 @@ def test_bytes_kept_by_any_module():
 
 @pytest.mark.parametrize('preset', ['poolformer_s12', 'caformer_s18'])
 def test_the_products_are_those_of_the_network(preset):
-    model = MetaFormer(preset, ops='reference').eval()
+    model = MetaFormer(preset, backend='reference').eval()
     image = torch.randn(1, 3, 64, 64)
     workload = Workload(preset, 'infer', size=(64, 64), batch=1)
-    products = MatrixProducts(Shapes(model, image, workload), 'channels_last', workload)
+    layers = record_inputs(model, image, workload, LAYERS)
+    products = MatrixProducts(layers, 'channels_last', workload)
     with FlopCounterMode(display=False) as counter:
         products()
     tokens, dims = (16, 4), model.arch.dims[2:]  # the last stages: attention's own two products
@@ -241,21 +244,22 @@ class Flops(TorchDispatchMode):
 
 
 def test_training_adds_two_products_to_each_but_for_the_image(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     workload = Workload(tiny, 'train', 'bfloat16', SIZE, batch=2)
-    shapes = Shapes(model, torch.randn(2, 3, *SIZE), workload)
-    products = MatrixProducts(shapes, 'contiguous', workload)
+    layers = record_inputs(model, torch.randn(2, 3, *SIZE), workload, LAYERS)
+    products = MatrixProducts(layers, 'contiguous', workload)
     with Flops() as counter:
         products()
     stem = 2 * (SIZE[0] // 4) * (SIZE[1] // 4) * 8 * 3 * 7 * 7
     assert counter.total / 2 == 3 * 2 * sum(count_macs(model, SIZE)) - stem
-    assert {x.dtype for _, x in products.layers} == {torch.bfloat16}
+    assert {x.dtype for _, x, _, _ in products.work} == {torch.bfloat16}
 
 
 def test_block_inputs_are_those_of_the_network(tiny):
-    model = MetaFormer(tiny, ops='reference')
+    model = MetaFormer(tiny, backend='reference')
     workload = Workload(tiny, 'train', 'bfloat16', SIZE, batch=2)
-    inputs = BlockInputs(Shapes(model, torch.randn(2, 3, *SIZE), workload), 'cpu')
+    blocks = record_inputs(model, torch.randn(2, 3, *SIZE), workload, (MetaFormerBlock,))
+    inputs = BlockInputs(blocks, 'cpu')
     elements = [2 * 384 * 8, 2 * 96 * 16, 2 * 96 * 16, 2 * 24 * 24, 2 * 6 * 32]
     assert [x.numel() for _, x, _ in inputs.work] == elements
     # the first of a stage comes from a convolution in bfloat16, the second from a sum in float32
@@ -265,34 +269,23 @@ def test_block_inputs_are_those_of_the_network(tiny):
     assert all(torch.equal(x, target) for _, x, target in inputs.work)
 
 
-def test_turns_go_round(monkeypatch):
-    monkeypatch.setattr('poolformer_dense.measure.benchmark.measure.TURN', 0.0)
+def test_turns_go_round():
     calls = []
-    tasks = {name: (lambda name=name: calls.append(name)) for name in 'AB'}
-    seconds = time_in_turn(tasks, rounds=3)
-    assert {name: len(turns) for name, turns in seconds.items()} == {'A': 3, 'B': 3}
+    tasks = [lambda name=name: calls.append(name) for name in 'AB']
+    seconds = time_in_turn(tasks, rounds=3, turn=0.0)
+    assert [len(turns) for turns in seconds] == [3, 3]
     warm_up, rounds = calls[:4], calls[4:]
     assert warm_up == ['A', 'A', 'B', 'B']
     assert rounds == ['A', 'A', 'B', 'B'] * 3  # the first of each turn does not count
 
 
-def _rows(**other):
+def _rows():
     return [
         Row('ours', 'ours', 'contiguous', (1.0, 3.0, 2.0), memory=100, difference=1e-6),
         Row('timm', 'peer', 'contiguous', (9.0, 9.0, 9.0), memory=400, difference=1e-6),
         Row('timm', 'peer', 'channels_last', (3.0, 3.0, 3.0), memory=200, difference=1e-6),
         Row('copy of inputs', 'part', 'channels_last', (0.5, 0.5, 0.5), nbytes=10**9),
     ]
-
-
-def test_ratios_are_of_medians_and_of_the_better_format():
-    assert [row.memory_format for row in best_of(_rows())] == ['contiguous'] + 2 * ['channels_last']
-    against_timm, against_copy = ratios(_rows())
-    assert against_timm == dict(
-        ours='ours', other='timm', format='channels_last', speed=1.5, memory=0.5
-    )
-    assert against_copy['speed'] == 0.25
-    assert against_copy['memory'] is None
 
 
 def _printed(*tables) -> list[str]:
@@ -334,7 +327,12 @@ def test_json_and_plot(tmp_path):
     assert (ours['seconds'], ours['median']) == ([1.0, 3.0, 2.0], 2.0)
     assert ours['seconds_per_pixel'] == 2.0 / (2 * 128 * 128)
     assert (contiguous['best_format'], channels_last['best_format']) == (False, True)
-    assert run['ratios'][0]['speed'] == 1.5
+    # By the medians, with the better format of each.
+    against_timm, against_copy = run['ratios']
+    assert against_timm == dict(
+        ours='ours', other='timm', format='channels_last', speed=1.5, memory=0.5
+    )
+    assert (against_copy['speed'], against_copy['memory']) == (0.25, None)
     pytest.importorskip('matplotlib')
     plot(runs, tmp_path / 'times.png', 'a caption')
     assert (tmp_path / 'times.png').read_bytes().startswith(b'\x89PNG')

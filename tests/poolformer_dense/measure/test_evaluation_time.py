@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from poolformer_dense.measure.evaluation_time import (
     Content,
-    evaluate,
     generate_detections,
+    time_evaluator,
     write_ground_truth,
 )
 
@@ -29,9 +29,7 @@ def raw(tmp_path_factory):
     """Evaluate with one of the metrics; the numbers of the toolkit below it, before rounding."""
     pytest.importorskip('faster_coco_eval')
     from mmdet.evaluation import metrics
-    from mmdet.utils import register_all_modules
 
-    register_all_modules()
     if not hasattr(metrics, 'FasterCocoMetric'):
         pytest.skip('this mmdet has no FasterCocoMetric')
     from mmdet.evaluation.metrics import coco_metric, faster_coco_metric
@@ -55,7 +53,7 @@ def raw(tmp_path_factory):
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(module, toolkit, Kept)
-                numbers, _ = evaluate(
+                numbers, _ = time_evaluator(
                     name, annotations, samples, metric,
                     metric_items=ITEMS, classwise=True, **options,
                 )  # fmt: skip

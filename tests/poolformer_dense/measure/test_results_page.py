@@ -15,9 +15,9 @@ from poolformer_dense.measure.analysis import count_macs
 from poolformer_dense.measure.results_page import (
     METAFILE,
     PAGE,
-    format_page,
+    format_results,
     load_metafile,
-    measure,
+    measure_costs,
     read_docstring,
     write_metafile,
 )
@@ -63,7 +63,7 @@ def project(tmp_path, metafile):
 
 
 def test_the_page_is_what_the_generator_makes(root, metafile):
-    assert (root / PAGE).read_text() == format_page(root, metafile), 'run tools/make_results.py'
+    assert (root / PAGE).read_text() == format_results(root, metafile), 'run tools/make_results.py'
 
 
 def test_the_metafile_lists_every_leaf_config(root, metafile):
@@ -96,20 +96,20 @@ def test_published_numbers_are_the_sources_and_the_docstrings(root, metafile):
 def test_rows_tell_what_the_metafile_and_the_docstring_say(project):
     folder, metafile = project
     metafile['Models'][0]['Metadata'].update(Parameters=31_570_608, FLOPs=213_950_000_000)
-    row = format_page(folder, metafile).splitlines()[-1]
+    row = format_results(folder, metafile).splitlines()[-1]
     assert row == (
         '| PoolFormer-S12 | 31.57 | 213.9 | box AP 37.3, mask AP 34.6 (arXiv 2111.11418, Table 3) '
         '| box AP 37.1 | `tools/train.py x.py` |'
     )
     del metafile['Models'][0]['Results']
-    assert '| none |' in format_page(folder, metafile).splitlines()[-1]
+    assert '| none |' in format_results(folder, metafile).splitlines()[-1]
 
 
 def test_a_model_without_figures_is_named(project):
     folder, metafile = project
     del metafile['Models'][0]['Metadata']['FLOPs']
     with pytest.raises(UserError, match=r'mask_rcnn_poolformer_s12.*--measure'):
-        format_page(folder, metafile)
+        format_results(folder, metafile)
 
 
 @pytest.mark.parametrize('part', ['Command', 'Hardware', 'Ours'])
@@ -150,12 +150,12 @@ def test_macs_of_retinanet_by_hand(root):
     pyramid += sum(tokens[:3]) * 9 * 256**2 + tokens[3] * 9 * 512 * 256 + tokens[4] * 9 * 256**2
     head = sum(tokens) * 9 * 256 * (8 * 256 + 9 * 80 + 9 * 4)
     expected = sum(count_macs(backbone, (800, 1344))) + pyramid + head
-    assert measure(root / 'configs/retinanet_poolformer_s12.py')['FLOPs'] == expected
+    assert measure_costs(root / 'configs/retinanet_poolformer_s12.py')['FLOPs'] == expected
 
 
 def test_macs_of_a_cascade_by_hand(root):
     def two_stage(name):
-        return measure(root / f'configs/{name}.py')['FLOPs']
+        return measure_costs(root / f'configs/{name}.py')['FLOPs']
 
     shared = 256 * 7**2 * 1024 + 1024**2
     box, cascaded_box = shared + 1024 * (81 + 4 * 80), shared + 1024 * (81 + 4)
@@ -166,13 +166,13 @@ def test_macs_of_a_cascade_by_hand(root):
 
 
 def test_parameters_are_those_of_the_whole_model(root):
-    assert measure(root / 'configs/fpn_poolformer_s12.py')['Parameters'] == 15_669_846
+    assert measure_costs(root / 'configs/fpn_poolformer_s12.py')['Parameters'] == 15_669_846
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_figures_of_the_metafile(root, metafile, name):
     [model] = [m for m in metafile['Models'] if m['Name'] == name]
-    assert measure(root / model['Config']).items() <= model['Metadata'].items()
+    assert measure_costs(root / model['Config']).items() <= model['Metadata'].items()
 
 
 @pytest.mark.slow
@@ -180,6 +180,6 @@ def test_all_figures_of_the_metafile(root, metafile):
     wrong = [
         model['Name']
         for model in metafile['Models']
-        if not measure(root / model['Config']).items() <= model['Metadata'].items()
+        if not measure_costs(root / model['Config']).items() <= model['Metadata'].items()
     ]
     assert wrong == []

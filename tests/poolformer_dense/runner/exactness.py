@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from poolformer_dense.runner.saving import AtomicCheckpointHook
+from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
 from tests.poolformer_dense.runner import tiny
 
 STEPS = 12

@@ -17,7 +17,6 @@ from tests.poolformer_dense.runner import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE = 120.0  # seconds
-HOOKS = [dict(type='PreemptionHook'), dict(type='IntactResumeHook')]
 TRAINING = f"""
 import json, os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
@@ -42,7 +41,7 @@ class Progress(tiny.Hook):
 def train_as_rank(options: dict[str, Any]) -> None:
     """What the script does: train, and write each rank's digest."""
     folder = Path(options.pop('folder'))
-    cfg = tiny.tiny_config(folder / 'run', launcher='pytorch', hooks=HOOKS, **options)
+    cfg = tiny.tiny_config(folder / 'run', launcher='pytorch', **options)
     runner = tiny.build_runner(cfg)
     runner.register_hook(Progress(folder))
     runner.train()

@@ -46,7 +46,7 @@ def test_a_stock_config(runs, root, shapes, name, stop):
     def end(folder: Path, **changes: Any) -> dict[str, str]:
         overrides = {'train_dataloader.batch_size': 2, 'log_level': 'WARNING'} | length
         config = tiny.demo_config(root, name, shapes, folder, overrides)
-        config.custom_hooks += changes.pop('hooks', [])
+        config.custom_hooks = changes.pop('hooks', [])
         config.update(changes)
         runner = build_runner(config)
         assert type(runner.train_loop).__name__.startswith('Exact')

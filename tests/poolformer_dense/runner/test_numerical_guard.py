@@ -213,17 +213,15 @@ def test_scaler_that_never_finds_a_scale_stops_the_run(runs: Path) -> None:
 
 
 @pytest.mark.parametrize('stop', [3, 4])
-def test_count_and_dropped_group_go_on_after_a_resume(runs: Path, stop: int) -> None:
-    state: dict[str, Any] = {}
+def test_the_count_and_a_dropped_group_are_resumed(stop: int) -> None:
+    state = dict(skipped=stop, overflows=1, dropping=True, overflow=False)
     guard = NumericalGuardHook()
-    guard._skipped, guard._dropping = stop, True
-    guard.before_save_checkpoint(None, state)
-    other = NumericalGuardHook()
-    other.after_load_checkpoint(type('Resumed', (), dict(_resume=True)), state)
-    assert (other._skipped, other._dropping) == (stop, True)
-    fresh = NumericalGuardHook()
-    fresh.after_load_checkpoint(type('Started', (), dict(_resume=False)), state)
-    assert (fresh._skipped, fresh._dropping) == (0, False)
+    guard.load_state_dict(state)
+    assert guard.state_dict() == state
+    assert not guard.allows_step()
+    assert guard.state_dict() == state | dict(skipped=stop + 1, dropping=False)
+    assert guard.allows_step()
+    assert guard.state_dict()['skipped'] == 0
 
 
 def test_several_optimizers_are_refused(runs: Path) -> None:

@@ -22,7 +22,7 @@ from tests.poolformer_dense.runner import launching, tiny
 
 OPTIONS = dict(
     checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
-    hooks=[dict(type='PreemptionHook'), dict(type='IntactResumeHook')],
+    hooks=[dict(type='PreemptionHook')],
 )
 
 

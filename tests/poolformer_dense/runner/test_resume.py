@@ -14,13 +14,10 @@ import torch
 
 from poolformer_dense import files
 from poolformer_dense.errors import UserError
-from poolformer_dense.runner.resume import candidates, newest_intact
+from poolformer_dense.runner.resume import newest_intact, saved_checkpoints
 from tests.poolformer_dense.runner import tiny
 
-OPTIONS = dict(
-    checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
-    hooks=[dict(type='IntactResumeHook')],
-)
+OPTIONS = dict(checkpoint=dict(type='AtomicCheckpointHook', minutes=0))
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ class TestNewestIntact:
         old = save('epoch_1.pth', 1.0)
         path, passed_over = newest_intact(tmp_path)
         assert path == old
-        assert passed_over == [f'{tmp_path}/epoch_2.pth: it holds weights alone']
+        assert passed_over == [f'{tmp_path}/epoch_2.pth: it holds only weights']
 
     def test_files_of_mmengine_count_unless_damaged(self, tmp_path):
         def old(name: str, time: float) -> Path:
@@ -128,7 +125,7 @@ class TestNewestIntact:
         new = save('epoch_1.pth', 200.0)
         assert newest_intact(tmp_path, since=150.0) == (new, [])
 
-    def test_candidates_are_a_runs_own(self, save, tmp_path):
+    def test_only_a_runs_own_count(self, save, tmp_path):
         for name in (
             'best_mAP_epoch_3.pth',
             'epoch_1-0a1b2c3d.pth',
@@ -136,7 +133,7 @@ class TestNewestIntact:
             'a.pth',
         ):
             (tmp_path / name).touch()
-        assert candidates(tmp_path) == []
+        assert saved_checkpoints(tmp_path) == []
 
 
 @pytest.fixture(scope='module')
@@ -190,7 +187,7 @@ def test_a_run_falls_back_and_says_so(copy):
     _flip(copy / 'epoch_2.pth')
     start, said = _resumed(copy)
     assert start == 6
-    assert f'Not resumed from {copy}/epoch_2.pth: ' in said
+    assert f'Skipped checkpoint {copy}/epoch_2.pth: ' in said
 
 
 def test_a_run_without_an_intact_one_ends_with_a_remedy(copy):

@@ -13,8 +13,8 @@ import torch
 from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader, IterableDataset
 
-from poolformer_dense.runner.sampling import Key
-from poolformer_dense.runner.seeded_data import SeededDataset, exact_dataloader
+from poolformer_dense.runner import DenseRunner
+from poolformer_dense.runner.loader import Key, SeededDataset, build_exact_dataloader
 from tests.poolformer_dense.runner import tiny
 
 
@@ -64,7 +64,9 @@ def test_it_looks_like_the_data_set():
 
 def _loader(workers: int, **options: Any) -> DataLoader:
     options = dict(batch_size=2, num_workers=workers, worker_init_fn=_reseed) | options
-    loader = exact_dataloader(DataLoader(tiny.TinyDataset(12), **options), seed=7)
+    loader = build_exact_dataloader(
+        DenseRunner, DataLoader(tiny.TinyDataset(12), **options), seed=7
+    )
     loader.batch_sampler.start(0)
     return loader
 
@@ -106,7 +108,7 @@ class Stream(IterableDataset):
     ],
 )
 def test_what_can_not_be_wrapped_is_left(loader):
-    assert exact_dataloader(loader, seed=0) is loader
+    assert build_exact_dataloader(DenseRunner, loader, seed=0) is loader
 
 
 def _coco(shapes, **changes: Any) -> dict[str, Any]:

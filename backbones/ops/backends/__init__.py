@@ -1,0 +1,1 @@
+"""The modules that compute the operators; `backbones.ops.selection` chooses between them."""

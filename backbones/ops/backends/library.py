@@ -1,0 +1,173 @@
+"""The compiled loops of `native.cpp`: to build them, to find them, to call them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name('native.cpp')
+# By the name that torch gives to what a processor can do. Both are built, for an environment may
+# be used by other machines than the one that made it.
+LEVELS = {
+    'AVX2': ['-mavx2', '-mfma'],
+    'AVX512': [
+        *('-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma'),
+        '-mprefer-vector-width=512',
+    ],
+}
+# Without errno and traps, loops with sqrt and comparisons become vectors; values are the same.
+# OpenMP is not linked: torch has loaded one, and two would compete for the processors.
+COMPILE = ['-O3', '-std=c++17', '-fPIC', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-c']
+# What T of `native.cpp` is called in the names of its loops.
+SUFFIXES = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}
+_ROWS, _MAP = 'iiii', 'iiii'  # first, count, area, channels; samples, height, width, channels
+# The arguments of each loop but the last, the number of threads: f and d are tensors of float32
+# and float64, t one of T, a capital one that may be None, i an integer, e a float.
+SIGNATURES = {
+    'normalize': 'ffffFt' + _ROWS,
+    'norm_sums': 'tffd' + _ROWS,
+    'norm_gradient': 'Ftfffffff' + _ROWS,
+    'gelu': 'tfTii',
+    'gelu_gradient': 'tfttdii',
+    'add_branch': 'ftffFf' + _ROWS,
+    'scale_gradient': 'fFTd' + _ROWS,
+    'moments': 'fiieff',
+    'pool_mix': 'fff' + _MAP,
+    'pool_mix_sums': 'fffd' + _MAP,
+    'pool_mix_gradient': 'ffffff' + _MAP,
+}
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """A declared argument: the address of a tensor's data, or where that is optional a null."""
+
+    dtype: torch.dtype
+    optional: bool
+
+    def from_param(self, value: Tensor | None) -> ctypes.c_void_p:
+        """Convert an argument for ctypes, which makes its own ArgumentError of a TypeError."""
+        if isinstance(value, Tensor) and value.dtype == self.dtype and value.is_cpu:
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            if value.is_contiguous(memory_format=layout):
+                return ctypes.c_void_p(value.data_ptr())
+        if value is None and self.optional:
+            return ctypes.c_void_p(None)
+        raise TypeError(f'needs a dense tensor of {self.dtype} on a CPU, got {_describe(value)}')
+
+
+class Loops:
+    """Calls the loops of a library by name."""
+
+    def __init__(self, path: Path) -> None:
+        # By RTLD_LOCAL its own names stay its own; OpenMP's are those that torch made global.
+        self._library = ctypes.CDLL(str(path))
+        self._known: dict[tuple[str, torch.dtype], Any] = {}
+
+    def __call__(
+        self, name: str, *arguments: Tensor | float | None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Call a loop, whose T is this dtype, with the arguments of its signature.
+
+        Raises:
+            TypeError: The number of arguments is wrong.
+            ctypes.ArgumentError: The type of an argument is wrong.
+        """
+        if (name, dtype) not in self._known:
+            self._known[name, dtype] = self._function(name, dtype)
+        function = self._known[name, dtype]
+        if len(arguments) != len(SIGNATURES[name]):
+            wanted = len(SIGNATURES[name])
+            raise TypeError(f'{name} takes {wanted} arguments, got {len(arguments)}')
+        function(*arguments, torch.get_num_threads())
+
+    def _function(self, name: str, dtype: torch.dtype) -> Any:
+        types: dict[str, Any] = {'i': ctypes.c_int64, 'e': ctypes.c_double}
+        for letter, pointed in dict(f=torch.float32, d=torch.float64, t=dtype).items():
+            types[letter] = _Pointer(pointed, optional=False)
+            types[letter.upper()] = _Pointer(pointed, optional=True)
+        declared = [types[letter] for letter in SIGNATURES[name] + 'i']
+        pointer = ctypes.c_void_p.in_dll(self._library, f'{name}_{SUFFIXES[dtype]}')
+        function = ctypes.cast(pointer, ctypes.CFUNCTYPE(None))
+        function.argtypes = declared
+        return function
+
+
+def build(compiler: str | None = None) -> list[Path]:
+    """Compile the loops for every level, where that is not done yet.
+
+    Args:
+        compiler: A C++ compiler; $CXX or g++ if not given.
+
+    Returns:
+        The libraries, beside the source. Those of older sources are removed.
+
+    Raises:
+        RuntimeError: The processor is of another kind, or there is no compiler, or it fails.
+    """
+    compiler = compiler or os.environ.get('CXX') or 'g++'
+    if platform.machine() != 'x86_64':
+        raise RuntimeError(f'there are no flags for processors of the kind {platform.machine()}')
+    paths = [_path(level) for level in LEVELS]
+    for path, flags in zip(paths, LEVELS.values(), strict=True):
+        if not path.exists():
+            _compile(compiler, flags, path)
+    for old in SOURCE.parent.glob('native-*.so'):
+        if old not in paths:
+            old.unlink()
+    return paths
+
+
+def load() -> Loops | None:
+    """Load what `build` made for this processor; None if nothing fits the source and it."""
+    level = torch.backends.cpu.get_cpu_capability()
+    if level not in LEVELS or not _path(level).exists():
+        return None
+    try:
+        return Loops(_path(level))
+    except OSError:
+        return None
+
+
+def _path(level: str) -> Path:
+    identity = repr((COMPILE, LEVELS[level])).encode() + SOURCE.read_bytes()
+    digest = hashlib.sha256(identity).hexdigest()[:12]
+    return SOURCE.with_name(f'native-{level.lower()}-{digest}.so')
+
+
+def _compile(compiler: str, flags: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        parts = Path(folder) / 'native.o', Path(folder) / 'native.so'
+        for command in (
+            [compiler, *COMPILE, *flags, str(SOURCE), '-o', str(parts[0])],
+            [compiler, '-shared', str(parts[0]), '-o', str(parts[1])],
+        ):
+            try:
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            except OSError as error:
+                raise RuntimeError(f'{compiler} can not be run: {error.strerror}') from error
+            except subprocess.CalledProcessError as error:
+                lines = [line for line in error.stderr.splitlines() if 'error' in line]
+                reason = (lines or error.stderr.splitlines() or ['no message'])[0]
+                raise RuntimeError(f'{compiler} fails: {reason}') from error
+        parts[1].replace(path)  # whole or not at all
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        shape, strides = tuple(value.shape), value.stride()
+        return f'{value.dtype} on {value.device}, shape {shape}, strides {strides}'
+    return 'None' if value is None else type(value).__name__
+
+
+loops = load()

@@ -1,0 +1,114 @@
+"""What the kernels share: tiles, allocation, launching.
+
+Maps are in channels-last order: pixels x channels for each sample, channels next to each other. A
+program takes some pixels of one sample and some channels of each, so that its loads are whole
+lines of memory and the sample's statistics are scalars to it. Sums over tiles go through a buffer
+with a place for each program, not through atomics: the same input gives the same bits.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language import constexpr
+
+
+class Tiling(NamedTuple):
+    """How (batch, pixels, dim) is cut: each program takes STEPS times PIXELS x CHANNELS."""
+
+    shape: tuple[int, int, int]
+    PIXELS: int
+    CHANNELS: int
+    STEPS: int
+
+    @property
+    def strips(self) -> int:
+        """Programs along the pixels of a sample."""
+        return int(triton.cdiv(self.shape[1], self.PIXELS * self.STEPS))
+
+    @property
+    def programs(self) -> int:
+        """Programs in all."""
+        batch, _, dim = self.shape
+        return batch * self.strips * int(triton.cdiv(dim, self.CHANNELS))
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The kernels' compile-time arguments."""
+        return dict(PIXELS=self.PIXELS, CHANNELS=self.CHANNELS, STEPS=self.STEPS)
+
+    def partials(self, like: Tensor, kinds: int) -> Tensor:
+        """A buffer (kinds, batch, strips, dim) for the sums of each program."""
+        batch, _, dim = self.shape
+        return like.new_empty((kinds, batch, self.strips, dim))
+
+
+def tiling(batch: int, pixels: int, dim: int, elements: int = 4096, steps: int = 1) -> Tiling:
+    """Cut a map into tiles of about so many elements."""
+    channels = channel_block(dim)
+    return Tiling((batch, pixels, dim), max(1, elements // channels), channels, steps)
+
+
+def channel_block(dim: int) -> int:
+    """Channels of a tile: a power of two up to 128 that divides them, if at least 32 does.
+
+    32 channels of bfloat16 are two sectors of memory, the least that a load should take at once.
+    """
+    divisor = min(128, dim & -dim)
+    return divisor if divisor >= 32 else min(128, triton.next_power_of_2(dim))
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on the device of its first argument."""
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        kernel[(programs,)](*arguments, **constants)
+
+
+@triton.jit
+def place(pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr):
+    """Where this program works: its sample, strip, first pixel and channels."""
+    columns = tl.cdiv(dim, CHANNELS)
+    strips = tl.cdiv(pixels, PIXELS * STEPS)
+    program = tl.program_id(0)
+    channels = program % columns * CHANNELS + tl.arange(0, CHANNELS)
+    strip = program // columns % strips
+    return program // columns // strips, strip, strip * PIXELS * STEPS, channels
+
+
+@triton.jit
+def tile(sample, first, channels, pixels, dim, PIXELS: constexpr):
+    """Offsets from the start of the map, and which of them exist, (PIXELS, CHANNELS)."""
+    rows = tl.arange(0, PIXELS)[:, None]
+    # Only the start needs 64 bits.
+    start = (sample.to(tl.int64) * pixels + first) * dim
+    return start + (rows * dim + channels[None, :]), (first + rows < pixels) & (
+        channels[None, :] < dim
+    )
+
+
+@triton.jit
+def per_channel(pointer, channels, dim, missing, wide: constexpr):
+    """A (C,) vector, or where it is None its neutral value."""
+    if pointer is None:
+        return tl.full(channels.shape, missing, wide)
+    return tl.load(pointer + channels, mask=channels < dim, other=0).to(wide)
+
+
+@triton.jit
+def per_sample(pointer, sample, wide: constexpr):
+    """One number of a (B,) vector, or 1 where that is None."""
+    if pointer is None:
+        return tl.full((), 1, wide)
+    return tl.load(pointer + sample).to(wide)
+
+
+@triton.jit
+def normal_cdf(x):
+    """The normal distribution function, which GELU multiplies its input by."""
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

@@ -1,0 +1,104 @@
+"""What the operators share: how a function of named tensors becomes an operator of torch."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .maps import channels_last, empty_map, wide
+
+
+class Operator:
+    """A custom operator of torch with its gradient, which is another custom operator.
+
+    ``torch.compile`` takes each as one step, and autograd keeps only the inputs and what forward
+    returns beside its map. Schemas know no named structures: here they are flattened and restored.
+
+    Args:
+        name: In ``torch.ops.metaformer``; the gradient's ends in ``_backward``.
+        structure: A NamedTuple of tensors, the inputs: first the map, last what has no gradient.
+        constants: How many of them have no gradient.
+        options: The rest of the schema, e.g. 'float eps, str backend'.
+        forward: Maps ``(inputs, *options)`` to ``(map, mean, rstd, *others)``.
+        backward: Maps ``(grad, inputs, kept, *options)`` to a gradient of each input, where
+            ``kept`` is what forward returned beside the map. None for an input that is None.
+        others: Maps ``(inputs, *options)`` to uninitialised tensors like ``others``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        structure: Callable[..., Any],
+        constants: int,
+        options: str,
+        forward: Callable[..., tuple[Tensor, ...]],
+        backward: Callable[..., Sequence[Tensor | None]],
+        others: Sequence[Callable[..., Tensor]] = (),
+    ) -> None:
+        hints = typing.get_type_hints(structure)
+        tensors = [f'Tensor{"" if hint is Tensor else "?"} {key}' for key, hint in hints.items()]
+        number, learned = len(hints), len(hints) - constants
+        kept = ['Tensor mean', 'Tensor rstd', *(f'Tensor kept{i}' for i in range(len(others)))]
+
+        def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
+            with _no_autocast(arguments[0]):
+                return forward(structure(*arguments[:number]), *arguments[number:])
+
+        def run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+            given, saved = structure(*arguments[:number]), arguments[number : number + len(kept)]
+            with _no_autocast(grad):
+                grads = backward(
+                    channels_last(grad), given, saved, *arguments[number + len(kept) :]
+                )
+                return [g.to(t.dtype) for t, g in zip(given, grads, strict=False) if g is not None]
+
+        def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+            given, rest = structure(*arguments[:number]), arguments[number:]
+            statistics = given[0].new_empty(len(given[0]), dtype=wide(given[0].dtype))
+            like = (other(given, *rest) for other in others)
+            return empty_map(given[0]), statistics, torch.empty_like(statistics), *like
+
+        def fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+            weights = (t for t in arguments[: learned - 1] if t is not None)
+            return [empty_map(x), *(t.new_empty(t.shape) for t in weights)]
+
+        def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.set_materialize_grads(False)  # only the map has a gradient
+            ctx.save_for_backward(*inputs[:number], *output[1:])
+            ctx.options = inputs[number:]
+
+        def gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+            rest = (None,) * (constants + len(ctx.options))
+            if grad is None:
+                return (None,) * learned + rest
+            saved = ctx.saved_tensors  # once: checkpointing computes them again
+            found = iter(self.backward(grad, *saved, *ctx.options))
+            return *(None if t is None else next(found) for t in saved[:learned]), *rest
+
+        returns = ', '.join(['Tensor'] * (1 + len(kept)))
+        schema = f'({", ".join([*tensors, options])}) -> ({returns})'
+        self.forward = _define(name, schema, run_forward, fake_forward)
+        schema = f'({", ".join(["Tensor grad", *tensors, *kept, options])}) -> Tensor[]'
+        self.backward = _define(f'{name}_backward', schema, run_backward, fake_backward)
+        self.forward.register_autograd(gradients, setup_context=keep)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """Return the map alone."""
+        out: Tensor = self.forward(*arguments)[0]
+        return out
+
+
+def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    name = f'metaformer::{name}'
+    operator: Any = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    """Operators cast for themselves."""
+    return torch.autocast(x.device.type, enabled=False)

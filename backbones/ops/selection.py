@@ -1,0 +1,172 @@
+"""Which backend computes an operator: the one place where that is decided.
+
+A backend is a module of `backbones.ops.backends` with the functions of `Kernels`. torch's own
+dispatch goes by the type of device, and several backends share one, so the operators take the
+backend's name as an argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from .backends import library
+from .maps import Statistics, stream_dtype
+
+if TYPE_CHECKING:
+    from .norm_mlp import MLPGradients, MLPInputs
+
+BACKENDS = ('auto', 'reference', 'cpu', 'native', 'triton')
+_default = 'auto'
+
+
+class Kernels(Protocol):
+    """What the module of a backend computes. All maps are channels-last, and autocast is off."""
+
+    def norm_forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Statistics]:
+        """`modified_layer_norm`, and the statistics."""
+
+    def norm_backward(
+        self, grad: Tensor, x: Tensor, statistics: Statistics, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, weight and bias."""
+
+    def pool_mix_forward(
+        self, x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
+    ) -> tuple[Tensor, Statistics]:
+        """``x + k * (P(x) - x)`` with ``k = gain * drop / std``, and the statistics.
+
+        The norm's mean and shift cancel in ``P(n(x)) - n(x)``, so no normalised copy exists.
+        """
+
+    def pool_mix_backward(
+        self, grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of x and gain.
+
+        With the adjoint ``Q = P^T(grad) - grad``, the gradient of k is ``sum Q * (x - mean)``: Q
+        sums to zero over a map, and centred products lose no digits when the mean is large.
+        """
+
+    def norm_mlp_forward(
+        self, inputs: MLPInputs, eps: float, dtype: torch.dtype, keep: bool
+    ) -> tuple[Tensor, Statistics, Tensor]:
+        """`norm_mlp`, the statistics, and the hidden tokens (T, E); no rows unless ``keep``.
+
+        ``dtype`` is that of the matrix products. What exactly the hidden tokens are is the
+        backend's own affair.
+        """
+
+    def norm_mlp_backward(
+        self,
+        grad: Tensor,
+        inputs: MLPInputs,
+        statistics: Statistics,
+        hidden: Tensor,
+        dtype: torch.dtype,
+    ) -> MLPGradients:
+        """The gradients; ``hidden`` is as forward returned it, and computed again if empty."""
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Let every operator that is called with 'auto' take this backend.
+
+    Args:
+        backend: 'reference' is plain torch; 'cpu', 'native' and 'triton' are fused. 'auto' takes
+            'native' for tensors on a CPU, or 'cpu' where its loops are not compiled, and
+            'reference' for tensors elsewhere.
+
+    Raises:
+        ValueError: There is no such backend, or it can't run here.
+    """
+    global _default
+    before, _default = _default, check_backend(backend)
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def check_backend(backend: str) -> str:
+    """Return a backend's name.
+
+    Raises:
+        ValueError: There is no such backend, or it can't run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, got {backend!r}')
+    if backend == 'triton' and importlib.util.find_spec('triton') is None:
+        raise ValueError(
+            "backend='triton' needs the package triton; pip install triton, or take 'auto'"
+        )
+    if backend == 'native' and library.loops is None:
+        raise ValueError(
+            "backend='native' needs loops compiled for this processor; tools/build_ops.py compiles "
+            "them, or take 'auto'"
+        )
+    return backend
+
+
+def resolve_backend(backend: str, device_type: str) -> str:
+    """Return what a backend stands for: 'reference', 'cpu', 'native' or 'triton'.
+
+    Triton's kernels have run in its interpreter only, so on a GPU they are opt-in. Exports always
+    take the reference, whose operators other runtimes know.
+
+    Raises:
+        ValueError: The backend is 'cpu' or 'native' and the device is no CPU.
+    """
+    backend = _default if backend == 'auto' else backend
+    tracing = torch.jit.is_tracing()
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or tracing:
+        return 'reference'
+    if backend in ('cpu', 'native') and device_type != 'cpu':
+        # Its backward of the average pooling is wrong on some GPUs (pytorch#188344).
+        raise ValueError(
+            f"backend={backend!r} is for a CPU, the tensors are on {device_type}; take 'auto'"
+        )
+    if backend != 'auto':
+        return backend
+    if device_type != 'cpu':
+        return 'reference'
+    return 'cpu' if library.loops is None else 'native'
+
+
+def select_backend(
+    backend: str, x: Tensor, *others: Tensor | None, products: torch.dtype = torch.float32
+) -> str:
+    """Return the backend that takes a map and the tensors beside it.
+
+    An empty batch goes to the reference. What the compiled loops don't cover goes to 'cpu': other
+    dtypes than float32, but for products in bfloat16.
+    """
+    backend = resolve_backend(backend, x.device.type)
+    if len(x) == 0:
+        return 'reference'
+    if backend == 'native' and not (
+        stream_dtype(x) == torch.float32
+        and all(t is None or t.dtype == torch.float32 for t in others)
+        and products in library.SUFFIXES
+    ):
+        return 'cpu'
+    return backend
+
+
+def kernels(backend: str) -> Kernels:
+    """Import a backend; Triton takes its time, and may not be there."""
+    return cast(Kernels, importlib.import_module(f'{__package__}.backends.{backend}'))
+
+
+if TYPE_CHECKING:
+    from .backends import cpu, native, triton
+
+    _they_obey: tuple[Kernels, ...] = (cpu, native, triton)

@@ -1,0 +1,155 @@
+"""The data sets that a config names: their files, their classes, and what reads them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+from ..data.faults import fault
+from ..data.source import Source
+from ..errors import UserError
+from .walk import SPLITS, datasets_of, entries_of, evaluators_of, walk
+
+_REMEDIES = {
+    'CocoDataset': '`tools/prepare_data.py coco` brings COCO 2017 to data/coco, or links to a copy '
+    'that is there already with --from DIR',
+    'ADE20KDataset': '`tools/prepare_data.py ade20k` brings ADE20K to data/ade, or links to a copy '
+    'that is there already with --from DIR',
+}
+
+
+def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Source], list[str]]:
+    """Return the data sets that a config names, each once.
+
+    Args:
+        cfg: The config, overrides merged; its toolbox must be importable.
+        splits: Which of train, val and test to look at.
+
+    Returns:
+        The data sets, and the places of those whose type can't be looked into.
+
+    Raises:
+        UserError: Data is missing, or a data set can't be built.
+    """
+    sources: dict[tuple[Any, ...], Source] = {}
+    unknown = []
+    for split in splits:
+        metrics = [
+            m for _, node in evaluators_of(cfg, split) for _, m in entries_of(node.get('metric'))
+        ]
+        for place, node in datasets_of(cfg, split):
+            check_paths(cfg, place, node)
+            dataset = _build(place, node, cfg.default_scope)
+            if dataset is None:
+                unknown.append(f'{place} ({node["type"]})')
+                continue
+            key = (
+                type(dataset), str(dataset.ann_file), str(sorted(dataset.data_prefix.items())),
+                str(dataset.metainfo.get('classes')),
+            )  # fmt: skip
+            if key not in sources:
+                sources[key] = _source(cfg, place, node, dataset)
+            source = sources[key]
+            transforms = [t for _, t in walk(node.get('pipeline')) if isinstance(t, Mapping)]
+            source.places.append(place)
+            source.transforms += [(place, transform) for transform in transforms]
+            source.evaluated |= split != 'train'
+            source.masks |= 'segm' in metrics or any(t.get('with_mask') for t in transforms)
+    return list(sources.values()), unknown
+
+
+def _source(cfg: Config, place: str, node: Mapping[str, Any], dataset: BaseDataset) -> Source:
+    heads = (head for _, head in walk(cfg.model.get('decode_head')) if isinstance(head, Mapping))
+    source = Source(
+        dataset,
+        local=_is_on_disk(node),
+        ignored_labels={head.get('ignore_index', 255) for head in heads if 'type' in head} or {255},
+        evaluators=[
+            where
+            for split in SPLITS
+            for where, metric in evaluators_of(cfg, split)
+            if metric.get('ann_file')
+            and os.path.abspath(metric['ann_file']) == os.path.abspath(dataset.ann_file)
+        ],
+    )
+    if source.classes:
+        problems = wrong_num_classes(cfg.model, len(source.classes), place)
+        source.faults = [fault('classes', place, problem) for problem in problems]
+    return source
+
+
+def _build(place: str, node: Mapping[str, Any], scope: str) -> BaseDataset | None:
+    """Build a data set without reading its data; None if its class can't do that."""
+    config = copy.deepcopy(dict(node)) | dict(lazy_init=True, pipeline=[])
+    # The toolboxes' types are in the registry of the config's scope.
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        target = registry.get(node['type'])
+        if target is None:
+            raise UserError(f'{place}: there is no data set type {node["type"]!r}')
+        if not issubclass(target, BaseDataset):
+            return None
+        try:
+            return registry.build(config)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f'{place}: {node["type"]} refuses its arguments: {error}') from error
+
+
+def check_paths(cfg: Config, place: str, dataset: Mapping[str, Any]) -> None:
+    """Raise UserError if a data set's folders or its annotation file are not there."""
+    if not _is_on_disk(dataset):
+        return
+    paths = {f'data_prefix.{key}': path for key, path in dataset.get('data_prefix', {}).items()}
+    paths['ann_file'] = dataset.get('ann_file')
+    for key, path in paths.items():
+        if is_local(path):
+            below_root = Path(dataset.get('data_root') or '', path)
+            if problem := missing_data(cfg, below_root, f'{place}.{key}', dataset['type']):
+                raise UserError(problem)
+
+
+def missing_data(cfg: Config, path: Path, place: str, dataset_type: str | None = None) -> str:
+    """Return the remedy if nothing is at a path that the config names; nothing if there is."""
+    if path.exists():
+        return ''
+    remedy = cfg.get('prepare_data') or _REMEDIES.get(str(dataset_type))
+    return (
+        f'{place}: no data at {path.absolute()}. '
+        + (f'{remedy}. ' if remedy else '')
+        + "If it lies elsewhere, set data_root=PATH, or the data set's own ann_file and data_prefix"
+    )
+
+
+def is_local(path: Any) -> bool:
+    """Whether this is the path of a file, not a URL and not empty."""
+    return isinstance(path, (str, os.PathLike)) and bool(path) and '://' not in str(path)
+
+
+def _is_on_disk(dataset: Mapping[str, Any]) -> bool:
+    return not dataset.get('backend_args') and is_local(dataset.get('data_root') or '.')
+
+
+def check_num_classes(model: Any, expected: int, place: str) -> None:
+    """Raise UserError if a head is built for another number of classes than the data has."""
+    for problem in wrong_num_classes(model, expected, place):
+        raise UserError(problem)
+
+
+def wrong_num_classes(model: Any, expected: int, place: str) -> Iterator[str]:
+    """Name each head of a model config that is built for another number of classes."""
+    for path, value in walk(model, 'model'):
+        *parents, key = path.split('.')
+        if key != 'num_classes' or not isinstance(value, int) or value == expected:
+            continue
+        # A backbone's is of the classifier that it is not used as; losses count in their own ways.
+        if not {'backbone', 'loss_cls', 'loss_decode'} & set(parents):
+            yield (
+                f'{path}={value}, but {place} has {expected} classes; set both to the same, e.g. '
+                f'--cfg-options {path}={expected}'
+            )

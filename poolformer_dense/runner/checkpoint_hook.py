@@ -1,0 +1,242 @@
+"""When checkpoints are saved and deleted: a kill or a full disk loses none."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process, master_only
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from backbones.checkpoints import read_checkpoint
+
+from ..files import remove_unfinished, replacing, save_sealed
+from .ranks import SaveFailed, any_rank, write_on_main
+from .state import require_dense_runner
+
+# In the message hub, so that a resumed run knows which files its checkpoint has replaced.
+_INTERMEDIATE = 'intermediate_ckpt'
+_OUTDATED = 'outdated_ckpts'
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, made safe against kills, full disks and damage.
+
+    `DenseRunner.save_checkpoint` gives a file its name when it is complete and on disk; only then
+    does ``last_checkpoint`` name it, and only then are older ones deleted. A save that fails is
+    logged and tried again at the next interval, and the training continues. What a killed save
+    left is removed at the next start.
+
+    Saves also happen between the intervals, after any iteration, as ``iter_N.pth``. One of these
+    at most is kept, beside those that ``max_keep_ckpts`` counts, until a later save is complete.
+
+    Args:
+        arguments: As for mmengine's hook.
+        minutes: The longest time without a save; 0 for saves by interval alone.
+        options: As for mmengine's hook.
+    """
+
+    file_backend: Any
+
+    def __init__(self, *arguments: Any, minutes: float = 30.0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.args:
+            raise TypeError(f'AtomicCheckpointHook takes no {", ".join(map(repr, self.args))}')
+        if minutes < 0:
+            raise ValueError(f'minutes is {minutes}: it must be 0 or more')
+        self.minutes = minutes
+        self._tried_at = 0.0
+        self._iteration: int | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        require_dense_runner(runner, self)
+        self._forget_other_folder(runner)
+        super().before_train(runner)
+        self._tried_at = time.monotonic()
+        self._iteration = runner.iter if runner.resumed else None
+        # Object stores have no half-written objects; mmengine writes there.
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            self._clean_up(runner)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.minutes:
+            due = time.monotonic() - self._tried_at >= 60 * self.minutes
+            if any_rank(due and is_main_process()):
+                self.save_now(runner, runner.iter + 1)
+
+    def save_now(self, runner: Runner, iteration: int) -> bool:
+        """Save between the intervals; all ranks must call it.
+
+        Args:
+            runner: The run.
+            iteration: How many iterations are done.
+
+        Returns:
+            Whether a checkpoint of this iteration is there.
+        """
+        if self._iteration == iteration:
+            return True
+        template = 'iter_{}.pth' if self.by_epoch else self.filename_tmpl
+        name = template.format(iteration)
+        runner.logger.info(f'Saving checkpoint at {iteration} iterations')
+        return self._commit(
+            runner, name, dict(epoch=runner.epoch, iter=iteration), self._kept(), name
+        )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        kept = [other for other in self._kept() if other != step] + [step]
+        if self.max_keep_ckpts > 0:
+            kept = kept[-self.max_keep_ckpts :]
+        self._commit(runner, self.filename_tmpl.format(step), meta, kept, None)
+
+    def _commit(
+        self,
+        runner: Runner,
+        name: str,
+        meta: dict[str, Any],
+        kept: list[int],
+        intermediate: str | None,
+    ) -> bool:
+        """Save, point to it, delete what it replaces; or log why not and leave all as it was."""
+        info = runner.message_hub.runtime_info
+        keys = ('keep_ckpt_ids', 'last_ckpt', _INTERMEDIATE, _OUTDATED)
+        before = {key: info[key] for key in keys if key in info}
+        outdated = [self.filename_tmpl.format(step) for step in self._kept() if step not in kept]
+        outdated += [info.get(_INTERMEDIATE)]
+        outdated = [other for other in outdated if other not in (None, name)]
+        path = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', path)
+        runner.message_hub.update_info(_INTERMEDIATE, intermediate)
+        runner.message_hub.update_info(_OUTDATED, outdated)
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+        self._tried_at = time.monotonic()
+        try:
+            with runner.saving_together():
+                runner.save_checkpoint(
+                    self.out_dir,
+                    name,
+                    self.file_client_args,
+                    save_optimizer=self.save_optimizer,
+                    save_param_scheduler=self.save_param_scheduler,
+                    meta=meta,
+                    by_epoch=self.by_epoch,
+                    backend_args=self.backend_args,
+                )
+            write_on_main('last_checkpoint', lambda: _point(runner, path))
+        except SaveFailed as error:
+            for key in keys:
+                info.pop(key, None)
+            info.update(before)
+            runner.logger.error(f'{error}; training continues and retries at the next interval')
+            return False
+        self.last_ckpt, self._iteration = path, meta['iter']
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids.clear()
+            self.keep_ckpt_ids.extend(kept)
+        if is_main_process():
+            self._remove(outdated)
+        return True
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        # mmengine removes the previous best before the new one is written.
+        backend, self.file_backend = self.file_backend, _RemovingLater(self.file_backend)
+        before = dict(runner.message_hub.runtime_info)
+        best = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt')}
+        try:
+            with runner.saving_together():
+                super()._save_best_checkpoint(runner, metrics)
+            self.file_backend.remove_now()
+        except SaveFailed as error:
+            runner.message_hub.runtime_info.clear()
+            runner.message_hub.runtime_info.update(before)
+            for key, value in best.items():
+                setattr(self, key, value)
+            runner.logger.error(f'{error}; training continues without it')
+        finally:
+            self.file_backend = backend
+
+    @master_only
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        checkpoint = read_checkpoint(ckpt_path)
+        published = {key: checkpoint[key] for key in self.published_keys if key in checkpoint}
+        digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
+        path = Path(ckpt_path)
+        final = path.with_name(f'{path.stem}-{digest[:8]}.pth')
+        save_sealed(published, final)
+        runner.logger.info(f'{ckpt_path} is published as {final} ({", ".join(published)}).')
+
+    def _clean_up(self, runner: Runner) -> None:
+        """Finish what a killed run had begun: a save, or what follows one."""
+        info = runner.message_hub.runtime_info
+        for folder in {str(self.out_dir), runner.work_dir}:
+            for name in remove_unfinished(folder):
+                runner.logger.warning(f'Removed {name}, left by an interrupted save.')
+        outdated = info.get(_OUTDATED, [])
+        if outdated:
+            try:
+                # It may still name one of them.
+                _point(runner, str(Path(self.out_dir, Path(info['last_ckpt']).name)))
+            except OSError as error:
+                runner.logger.error(f'last_checkpoint could not be written ({error})')
+            else:
+                self._remove(outdated)
+
+    def _kept(self) -> list[int]:
+        return list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            path = self.file_backend.join_path(self.out_dir, name)
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+    def _forget_other_folder(self, runner: Runner) -> None:
+        """Leave files alone that have the names of those in the folder resumed from."""
+        if runner.loaded_from is None:
+            return
+        folder = Path(self._folder(runner)).resolve()
+        if Path(runner.loaded_from).resolve().parent != folder:
+            for key in ('keep_ckpt_ids', _INTERMEDIATE, _OUTDATED):
+                runner.message_hub.runtime_info.pop(key, None)
+
+    def _folder(self, runner: Runner) -> str:
+        if self.out_dir is None:
+            return runner.work_dir
+        return str(Path(self.out_dir, Path(runner.work_dir).name))
+
+
+class _RemovingLater:
+    """A file backend that removes nothing before `remove_now`."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._due: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._due.append(path)
+
+    def remove_now(self) -> None:
+        for path in self._due:
+            self._backend.remove(path)
+
+
+def _point(runner: Runner, path: str) -> None:
+    pointer = Path(runner.work_dir, 'last_checkpoint')
+    if pointer.exists() and pointer.read_text() == path:
+        return
+    with replacing(pointer) as file:
+        file.write(path.encode())

@@ -1,0 +1,368 @@
+"""Predictions of files: found, read, batched, written under names of their own."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.registry import MODELS
+from pycocotools.coco import COCO
+
+from backbones.checkpoints import CheckpointError
+from poolformer_dense.config.load import load_config
+from poolformer_dense.errors import UserError
+from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
+from poolformer_dense.predict.media import (
+    Unreadable,
+    distinct_names,
+    find_media,
+    read_ahead,
+    read_image,
+    read_video,
+)
+from poolformer_dense.predict.predictor import check_device, load_predictor
+from poolformer_dense.predict.result_files import CocoWriter, infer_files
+
+_TINY = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 48))
+
+
+def _config(root, head):
+    cfg = load_config(str(root / f'configs/demo/{head}_poolformer_s12.py'))
+    indices = tuple(cfg.model.backbone.out_indices)
+    cfg.model.backbone = dict(type='MetaFormer', arch=_TINY, out_indices=indices)
+    cfg.model.neck.in_channels = [_TINY['dims'][i] for i in indices]
+    if head != 'fpn':
+        test_cfg = cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg)
+        test_cfg.max_per_img = 5  # drawing is what takes the time
+    if head == 'mask_rcnn':
+        cfg.model.test_cfg.rpn.max_per_img = 20
+    return cfg
+
+
+def _weights(cfg, path):
+    """Weights with which a detector is sure of something everywhere."""
+    torch.manual_seed(1)
+    weights = MODELS.build(cfg.model).state_dict()
+    for name, value in weights.items():
+        if name.endswith(('retina_cls.weight', 'fc_cls.weight', 'mask_head.conv_logits.weight')):
+            value.normal_(std=0.02 if 'retina' in name else 0.5)
+        if name.endswith('retina_cls.bias'):
+            value.fill_(1)
+    torch.save(dict(state_dict=weights), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def predictors(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights')
+    found = {}
+    for head in ('retinanet', 'mask_rcnn', 'fpn'):
+        cfg = _config(root, head)
+        found[head] = load_predictor(cfg, str(_weights(cfg, folder / f'{head}.pth')), 'cpu')
+    return found
+
+
+@pytest.fixture(params=['retinanet', 'mask_rcnn', 'fpn'])
+def predictor(request, predictors):
+    return predictors[request.param]
+
+
+@pytest.fixture
+def detector(predictors):
+    return predictors['retinanet']
+
+
+def _write(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def _write_video(path: Path, frames: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 8, (96, 64))
+    for i in range(frames):
+        writer.write(cv2.resize(draw_scene((i,)).image, (96, 64)))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def media(tmp_path):
+    """Six images of two sizes in two folders, one of a pixel, a broken one, a video."""
+    folder = tmp_path / 'media'
+    for i in range(6):
+        _write(folder / 'ab'[i % 2] / f'{i // 2}.jpg', draw_scene((i,)).image)
+    _write(folder / 'pixel.png', np.full((1, 1, 3), 90, np.uint8))
+    (folder / 'broken.jpg').write_bytes((folder / 'a/0.jpg').read_bytes()[:900])
+    _write_video(folder / 'clip.mp4', 5)
+    (folder / 'notes.txt').write_text('not an image')
+    return folder
+
+
+def test_everything_readable_gets_results_and_the_broken_one_a_line(predictor, media, tmp_path):
+    paths, nothing = find_media([str(media)])
+    lines = []
+    done, unreadable = infer_files(
+        predictor, paths, tmp_path / 'out', 0.3, batch=4, report=lines.append
+    )
+    assert (done, nothing) == (12, [])
+    assert unreadable == [media / 'broken.jpg']
+    [line] = lines
+    assert line == f'skipped {media / "broken.jpg"}: truncated: the JPEG has no end marker'
+    pictures = {p.relative_to(tmp_path / 'out/pictures') for p in (tmp_path / 'out').rglob('*.*')
+                if 'pictures' in p.parts}  # fmt: skip
+    names = ['a/0.jpg', 'a/1.jpg', 'a/2.jpg', 'b/0.jpg', 'b/1.jpg', 'b/2.jpg', 'pixel.png']
+    assert sorted(map(str, pictures)) == sorted([*names, 'clip.mp4'])
+    for name in names:
+        picture = cv2.imread(str(tmp_path / 'out/pictures' / name))
+        assert picture.shape == cv2.imread(str(media / name)).shape
+    assert len(list(read_video(tmp_path / 'out/pictures/clip.mp4'))) == 5
+    if not predictor.detects:
+        _check_labels(media, names, tmp_path / 'out')
+    else:
+        _check_results(media, names, tmp_path / 'out', hasattr(predictor.model, 'roi_head'))
+
+
+def _check_labels(media, names, out):
+    assert json.loads((out / 'classes.json').read_text()) == list(SEGMENTATION_CLASSES)
+    labels = sorted(str(path.relative_to(out / 'labels')) for path in out.rglob('labels/**/*.png'))
+    frames = [f'clip/{i:06d}.png' for i in range(5)]
+    assert labels == sorted([str(Path(name).with_suffix('.png')) for name in names] + frames)
+    for name in names:
+        found = cv2.imread(str(out / 'labels' / Path(name).with_suffix('.png')), -1)
+        assert found.shape == cv2.imread(str(media / name)).shape[:2]
+        assert found.max() < len(SEGMENTATION_CLASSES)
+
+
+def _check_results(media, names, out, masks):
+    coco = COCO(out / 'images.json')
+    found = coco.loadRes(str(out / 'results.json'))
+    images = list(coco.imgs.values())
+    assert [image['id'] for image in images] == list(range(1, 13))
+    files = [image['file_name'] for image in images]
+    assert files == sorted([str(media / name) for name in names] + [str(media / 'clip.mp4')] * 5)
+    assert [image['frame'] for image in images if 'frame' in image] == list(range(5))
+    assert [each['name'] for each in coco.cats.values()] == ['disc', 'square', 'triangle']
+    assert len(found.anns) > 10
+    for result in found.anns.values():
+        image = coco.imgs[result['image_id']]
+        x, y, w, h = result['bbox']
+        assert 0 <= x <= x + w <= image['width'] + 0.01
+        assert 0 <= y <= y + h <= image['height'] + 0.01
+        assert result['score'] > 0.3
+        assert result['category_id'] in coco.cats
+        if masks:
+            assert coco.annToMask(result).shape == (image['height'], image['width'])
+
+
+def test_results_do_not_depend_on_the_batch(predictor):
+    images = [draw_scene((i,)).image for i in range(6)] + [np.full((1, 1, 3), 9, np.uint8)]
+    images[3] = images[3][:70]
+    results = {}
+    for batch in (1, 4):
+        results[batch] = {k: s for k, _, s in predictor.predict(enumerate(images), batch)}
+        assert sorted(results[batch]) == list(range(7))
+    for key, one in results[1].items():
+        other = results[4][key]
+        if 'pred_sem_seg' in one:
+            assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+        else:
+            one, other = one.pred_instances, other.pred_instances
+            torch.testing.assert_close(one.bboxes, other.bboxes, rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_rare_sizes_do_not_pile_up(detector):
+    images = [np.zeros((20 + i, 30, 3), np.uint8) for i in range(12)]
+    read = 0
+
+    def given_images():
+        nonlocal read
+        for key, image in enumerate(images):
+            read += 1
+            yield key, image
+
+    results = detector.predict(given_images(), 2)
+    next(results)
+    assert read == 8  # four batches wait at most
+    assert len(list(results)) == 11
+
+
+def test_what_is_found_before_an_interruption_is_written(detector, media, tmp_path):
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    paths, _ = find_media([str(media)])
+    with pytest.raises(KeyboardInterrupt):
+        infer_files(detector, paths, tmp_path / 'out', report=interrupt)
+    images = json.loads((tmp_path / 'out/images.json').read_text())['images']
+    assert 0 < len(images) < 12
+
+
+def test_only_detections_above_the_threshold_are_written(detector, media, tmp_path):
+    [path], _ = find_media([str(media / 'a/0.jpg')])
+    scores = {}
+    for threshold in (0.0, 0.5):
+        if scores:
+            threshold = sum(sorted(scores[0.0])[1:3]) / 2
+        infer_files(detector, [path], tmp_path, threshold, pictures=False)
+        results = json.loads((tmp_path / 'results.json').read_text())
+        scores[threshold] = [each['score'] for each in results]
+    assert len(scores[0.0]) == 5
+    assert sorted(scores[threshold]) == sorted(scores[0.0])[2:]
+    assert not (tmp_path / 'pictures').exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(root, tmp_path):
+    path = _weights(_config(root, 'retinanet'), tmp_path / 'weights.pth')
+    with pytest.raises(CheckpointError, match='does not fit EncoderDecoder'):
+        load_predictor(_config(root, 'fpn'), str(path), 'cpu')
+
+
+def test_code_in_a_checkpoint_is_not_run(root, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'ran',)
+
+    torch.save(dict(state_dict=dict(weight=Code())), tmp_path / 'weights.pth')
+    with pytest.raises(CheckpointError):
+        load_predictor(_config(root, 'retinanet'), str(tmp_path / 'weights.pth'), 'cpu')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_classes_come_from_the_checkpoint_and_must_fit(root, tmp_path):
+    cfg = _config(root, 'retinanet')
+    path = _weights(cfg, tmp_path / 'weights.pth')
+    content = torch.load(path)
+    content['meta'] = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
+    torch.save(content, path)
+    predictor = load_predictor(cfg, str(path), 'cpu')
+    assert predictor.classes == ['a', 'b', 'c']
+    assert predictor.palette[0] == (220, 20, 60)
+    content['meta']['dataset_meta']['classes'] = ('a', 'b')
+    torch.save(content, path)
+    with pytest.raises(UserError, match='the checkpoint has 2 classes'):
+        load_predictor(cfg, str(path), 'cpu')
+
+
+def test_threads_share_a_predictor(detector):
+    images = [draw_scene((i,)).image for i in range(4)]
+
+    def drawn(image):
+        [(_, _, sample)] = detector.predict([(None, image)])
+        return detector.draw(image, sample, 0.3)
+
+    alone = [drawn(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(drawn, images))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_pipeline_that_loads_no_images_is_refused(root, tmp_path):
+    cfg = _config(root, 'retinanet')
+    path = _weights(cfg, tmp_path / 'weights.pth')
+    del cfg.test_dataloader.dataset.pipeline[0]
+    with pytest.raises(UserError, match='pipeline has no LoadImageFromFile'):
+        load_predictor(cfg, str(path), 'cpu')
+
+
+@pytest.mark.parametrize('device', ['nonsense', 'cuda:99'])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(UserError, match=f'--device {device}: torch can not use it') as error:
+        check_device(device)
+    assert '\n' not in str(error.value)
+
+
+def test_inputs_are_found_once_in_order(media):
+    everything, nothing = find_media([str(media), str(media / 'a/0.jpg'), f'{media}/**/*.jpg'])
+    assert nothing == []
+    assert len(everything) == len(set(everything)) == 9
+    assert media / 'notes.txt' not in everything
+    some, nothing = find_media([f'{media}/b/*.jpg', f'{media}/none*', str(media / 'gone.jpg')])
+    assert [path.name for path in some] == ['0.jpg', '1.jpg', '2.jpg']
+    assert [reason for _, reason in nothing] == [
+        'no file matches this pattern',
+        'it does not exist',
+    ]
+    without_b, _ = find_media([str(media)], leave_out=media / 'b')
+    assert len(without_b) == 6
+    with pytest.raises(UserError, match=r'gone\.jpg: it does not exist'):
+        find_media([str(media / 'gone.jpg')])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(['a', 'b', 'A.b']), max_size=2),
+            st.sampled_from(['x', 'y', 'x.jpg', 'X']),
+            st.sampled_from(['', '.jpg', '.png', '.JPG']),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_two_files_share_a_name(entries):
+    paths = list({Path('/root', *folders, stem + suffix) for folders, stem, suffix in entries})
+    names = distinct_names(paths)
+    assert len(set(names)) == len(names)
+    # What is written adds one suffix, or keeps the name's own.
+    assert len({f'{name}.png' for name in names}) == len(names)
+
+
+def test_what_opencv_would_fill_with_gray_is_unreadable(media):
+    with pytest.raises(Unreadable, match='truncated'):
+        read_image(media / 'broken.jpg')
+    with pytest.raises(Unreadable, match=r'cannot identify image file$'):
+        read_image(media / 'notes.txt')
+    (media / 'empty.mp4').write_bytes(b'')
+    with pytest.raises(Unreadable, match='no frame'):
+        next(read_video(media / 'empty.mp4'))
+
+
+def test_reading_ahead_keeps_order_and_few_images(media):
+    asked = []
+
+    def paths():
+        for name in ('a/0.jpg', 'broken.jpg', 'a/1.jpg', 'b/0.jpg', 'b/1.jpg', 'pixel.png'):
+            asked.append(media / name)
+            yield media / name
+
+    images = read_ahead(paths(), waiting=2)
+    first, image = next(images)
+    assert (first, image.shape) == (media / 'a/0.jpg', read_image(media / 'a/0.jpg').shape)
+    assert len(asked) == 3
+    rest = list(images)
+    assert [path for path, _ in rest] == asked[1:]
+    assert isinstance(rest[0][1], Unreadable)
+
+
+def test_a_writer_numbers_images_by_name(tmp_path):
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    writer = CocoWriter(tmp_path, ['thing'], 0.5)
+    for name in ('b.jpg', 'a.jpg'):
+        sample = DetDataSample(metainfo=dict(ori_shape=(8, 9)))
+        sample.pred_instances = InstanceData(
+            bboxes=torch.tensor([[1.0, 2, 4, 7], [0, 0, 1, 1]]),
+            scores=torch.tensor([0.75, 0.5]),
+            labels=torch.tensor([0, 0]),
+        )
+        writer.add(name, Path(name), None, sample)
+    writer.close()
+    images = json.loads((tmp_path / 'images.json').read_text())['images']
+    assert images == [
+        dict(id=1, file_name='a.jpg', width=9, height=8),
+        dict(id=2, file_name='b.jpg', width=9, height=8),
+    ]
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results[0] == dict(image_id=1, category_id=1, bbox=[1, 2, 3, 5], score=0.75)
+    assert [each['image_id'] for each in results] == [1, 2]

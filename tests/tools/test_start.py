@@ -1,0 +1,66 @@
+"""Every Python tool parses its arguments before it imports what takes seconds."""
+
+from __future__ import annotations
+
+import re
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = sorted((ROOT / 'tools').glob('*.py'))
+HEAVY = {'backbones', 'cv2', 'mmcv', 'mmdet', 'mmseg', 'matplotlib', 'torch', 'transformers'}
+ANSWERS = {'--help': 0, '--no-such-option': 2}
+
+
+@pytest.mark.parametrize('argument', ANSWERS)
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda path: path.stem)
+def test_the_parser_answers_before_heavy_imports(tool, argument):
+    command = [sys.executable, '-X', 'importtime', tool, argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == ANSWERS[argument], done.stderr
+    assert 'usage: ' in (done.stderr if done.returncode else done.stdout)
+    imported = set(re.findall(r'^import time:.*\| +([\w.]+)$', done.stderr, re.MULTILINE))
+    assert 'argparse' in imported
+    assert not imported & HEAVY
+
+
+def test_a_missing_config_is_told_before_heavy_imports():
+    command = [sys.executable, '-X', 'importtime', ROOT / 'tools/train.py', 'nowhere.py']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'error: config nowhere.py does not exist' in done.stderr
+    assert not re.search(r'\| +torch$', done.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('argument', ANSWERS)
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda path: path.stem)
+def test_the_parser_answers_at_once(tool, argument):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, tool, argument], capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_choices_written_in_tools_are_the_librarys():
+    from backbones.checkpoints import LAYOUTS
+    from poolformer_dense.export.program import SMALLEST
+    from poolformer_dense.measure.benchmark import PEERS, TASKS, TOLERANCE
+    from poolformer_dense.measure.evaluation_time import Content
+
+    def written(tool):
+        return runpy.run_path(str(ROOT / f'tools/{tool}.py'))
+
+    assert written('convert_checkpoint')['LAYOUT_NAMES'] == tuple(LAYOUTS)
+    assert written('export')['SMALLEST'] == SMALLEST
+    benchmark = written('benchmark')
+    assert benchmark['CONTESTANTS'] == (*PEERS, 'compile')
+    assert (benchmark['TASKS'], benchmark['DTYPES']) == (TASKS, tuple(TOLERANCE))
+    evaluation = written('benchmark_evaluation')
+    assert evaluation['IMAGES'] == Content.images
+    assert evaluation['DETECTIONS'] == Content.detections
