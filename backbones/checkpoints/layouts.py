@@ -1,7 +1,7 @@
 """How each code base names and shapes the parameters of a MetaFormer: data only.
 
-A row pairs a template of our name with one of theirs; `conversion.py` fills them, in both directions.
-The fields of a template:
+A row pairs a template of our name with one of theirs; `conversion.py` fills them, in both
+directions. The fields of a template:
 
 ``{s}``
     the stage, 0 to 3

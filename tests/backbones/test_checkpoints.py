@@ -6,7 +6,9 @@ import copy
 import os
 import pickle
 import re
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
@@ -15,6 +17,7 @@ from torch import nn
 from backbones import MetaFormer, PoolFormer
 from backbones.checkpoints import (
     CheckpointError,
+    check_source,
     load_weights,
     read_checkpoint,
     to_layout,
@@ -336,6 +339,56 @@ def test_missing_file():
 def test_no_tensors(tmp_path):
     with pytest.raises(CheckpointError, match='holds no tensors'):
         load_weights(PoolFormer(TINY), _save(tmp_path, {'epoch': 3}))
+
+
+SAVED = {
+    'views': (lambda x: [x, x[3:9], x.view(4, 6).t()[1:, ::2], x[:0], x[0]])(torch.arange(24.0)),
+    'types': [torch.ones(2, dtype=t) for t in (torch.bool, torch.bfloat16, torch.complex64)]
+    + [torch.ones(2, dtype=torch.uint16), torch.ones(2).to(torch.float8_e4m3fn)],
+    'gradients': [nn.Parameter(torch.ones(3)), torch.ones(2, requires_grad=True)],
+    'a module': nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2)).state_dict(),
+    'arrays': [np.asfortranarray(np.eye(2, 3)), np.array(3.5), np.empty((0, 3)), np.float32(2)],
+    'random states': [torch.get_rng_state(), np.random.get_state()],
+    'objects': [{1, 'a'}, Counter({3: 1}), torch.Size([1, 2]), torch.device('cuda', 1)],
+    'data': {'a': (1, [2.5, None, True, 1 << 70, -5]), 'ü': '€' * 9, 3: (b'', b'\xff'), True: {}},
+    'a type': torch.float16,
+}
+
+
+def _identical(a, b):
+    """Whether two objects are the same in type, content and memory layout."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        same = ('dtype', 'shape', 'requires_grad', 'is_leaf')
+        return (
+            all(getattr(a, name) == getattr(b, name) for name in same)
+            and (a.stride(), a.storage_offset()) == (b.stride(), b.storage_offset())
+            and a.detach().flatten().tolist() == b.detach().flatten().tolist()
+        )
+    if isinstance(a, np.ndarray):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, dict):
+        a, b = ([*x.items(), getattr(x, '_metadata', None)] for x in (a, b))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_identical, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('name', SAVED)
+def test_what_torch_saves_comes_back_the_same(tmp_path, name, old):
+    path = tmp_path / 'saved.pth'
+    torch.save({'x': SAVED[name]}, path, _use_new_zipfile_serialization=not old)
+    check_source(path)
+    assert _identical({'x': SAVED[name]}, read_checkpoint(path))
+    on_meta = read_checkpoint(path, 'meta')['x']
+    if name == 'views':
+        assert [x.shape for x in on_meta] == [x.shape for x in SAVED[name]]
+        assert all(x.is_meta for x in on_meta)
+        views = read_checkpoint(path)['x']
+        views[0][3] = 99
+        assert views[1][0] == 99  # they share memory, as before
 
 
 def test_mmengine_log_buffers_are_read(tmp_path):
