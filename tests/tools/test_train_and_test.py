@@ -188,7 +188,7 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
         f"_base_ = '{root}/configs/demo/retinanet_poolformer_s12.py'\n"
-        "custom_imports = dict(imports=['backbones', 'poolformer_dense.runner', 'every_rank'])\n"
+        "custom_imports = dict(imports=[*_base_.custom_imports.imports, 'every_rank'])\n"
         "custom_hooks = [dict(type='SaveEveryRank')]\n"
         "model = dict(neck=dict(norm_cfg=dict(type='SyncBN')))\n"
     )
