@@ -38,7 +38,7 @@ PIP = f'{sys.executable} -m pip'
 GPU_BUILD = "make setup VENV=.venv-gpu TORCH='torch==... --index-url ...' (see docs/setup.md)"
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One row of the report; `status` is 'ok', 'note' or 'PROBLEM'."""
 
     name: str
@@ -62,40 +62,42 @@ def read_requirements(path: Path) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and line[0] not in '#-']
 
 
-def check_python(version: tuple[int, ...]) -> Finding:
+def check_python(version: tuple[int, ...]) -> Diagnosis:
     """Checks the interpreter against the range that setup.cfg declares."""
-    row = Finding('python', '.'.join(map(str, version[:3])))
+    row = Diagnosis('python', '.'.join(map(str, version[:3])))
     if (3, 10) <= version[:2] < (3, 14):
         return row
     return row._replace(status='PROBLEM', remedy='3.10 to 3.13: make setup PYTHON=python3.11')
 
 
-def find_stack(dists: dict[str, str]) -> tuple[str, Finding]:
+def find_stack(dists: dict[str, str]) -> tuple[str, Diagnosis]:
     """Returns the family of the installed toolboxes (onedl when there is none) and its row."""
     present = {key: [name for name in names if name in dists] for key, names in FAMILIES.items()}
     found = [family for family, names in present.items() if names]
     if len(found) == 2:
         remedy = f'{PIP} uninstall {" ".join(present["openmmlab"])}; {REINSTALL}'
-        return 'onedl', Finding('stack', 'onedl and openmmlab, mixed', 'PROBLEM', remedy)
+        return 'onedl', Diagnosis('stack', 'onedl and openmmlab, mixed', 'PROBLEM', remedy)
     if found:
-        return found[0], Finding('stack', found[0])
-    return 'onedl', Finding('stack', 'none', 'PROBLEM', 'make setup')
+        return found[0], Diagnosis('stack', found[0])
+    return 'onedl', Diagnosis('stack', 'none', 'PROBLEM', 'make setup')
 
 
-def check_version(requirement: Requirement, dists: dict[str, str], needed: bool = True) -> Finding:
+def check_version(
+    requirement: Requirement, dists: dict[str, str], needed: bool = True
+) -> Diagnosis:
     """Checks one distribution against its tested range; lacking one is a note if not needed."""
     name, version = requirement.name, dists.get(requirement.name)
     if version and requirement.specifier.contains(version, prereleases=True):
-        return Finding(name, version)
+        return Diagnosis(name, version)
     remedy = REINSTALL if name.endswith(('mmcv', 'torch')) else f"{PIP} install '{requirement}'"
     if version is None:
-        return Finding(name, 'missing', 'PROBLEM' if needed else 'note', remedy)
+        return Diagnosis(name, 'missing', 'PROBLEM' if needed else 'note', remedy)
     if name == 'torch':  # never replaced in place: what is compiled depends on it
         remedy = 'make setup VENV=.venv-new'
-    return Finding(name, f'{version}, tested: {requirement.specifier}', 'PROBLEM', remedy)
+    return Diagnosis(name, f'{version}, tested: {requirement.specifier}', 'PROBLEM', remedy)
 
 
-def check_doubles(dists: dict[str, str]) -> list[Finding]:
+def check_doubles(dists: dict[str, str]) -> list[Diagnosis]:
     """Finds distributions that overwrite each other's files.
 
     imaug, which onedl-mmdetection requires, brings two OpenCV distributions: fine at one version.
@@ -107,11 +109,11 @@ def check_doubles(dists: dict[str, str]) -> list[Finding]:
         if len(present) > 1 and not same:
             found = ' and '.join(f'{name} {dists[name]}' for name in present)
             remedy = f'{PIP} uninstall {" ".join(present)}; {REINSTALL}'
-            findings.append(Finding('doubled', found, 'PROBLEM', remedy))
+            findings.append(Diagnosis('doubled', found, 'PROBLEM', remedy))
     return findings
 
 
-def check_import(module: str, load: Callable = importlib.import_module) -> Finding:
+def check_import(module: str, load: Callable = importlib.import_module) -> Diagnosis:
     """Imports a module; known failures have their own remedy."""
     try:
         load(module)
@@ -122,8 +124,8 @@ def check_import(module: str, load: Callable = importlib.import_module) -> Findi
             remedy = 'sudo apt-get install -y libgl1 libglib2.0-0'
         elif module == 'torchvision':  # a mismatch with torch breaks mmengine and mmseg too
             remedy = f'{PIP} uninstall torchvision (nothing here needs it)'
-        return Finding(f'import {module}', reason, 'PROBLEM', remedy)
-    return Finding(f'import {module}', 'works')
+        return Diagnosis(f'import {module}', reason, 'PROBLEM', remedy)
+    return Diagnosis(f'import {module}', 'works')
 
 
 def list_gpus() -> list[str]:
@@ -138,7 +140,7 @@ def list_gpus() -> list[str]:
 
 def check_cuda(
     torch_cuda: str | None, available: bool, gpus: list[str], mmcv_cuda: str | None
-) -> list[Finding]:
+) -> list[Diagnosis]:
     """Checks that the driver, torch and mmcv agree on CUDA.
 
     Args:
@@ -147,24 +149,24 @@ def check_cuda(
         gpus: what `list_gpus` returns.
         mmcv_cuda: the CUDA version mmcv's operators were built with, None for CPU only.
     """
-    rows = [Finding('GPUs', '; '.join(gpus) or 'none')]
+    rows = [Diagnosis('GPUs', '; '.join(gpus) or 'none')]
     if torch_cuda is None:
         remedy = f'to use the GPU: {GPU_BUILD}' if gpus else ''
-        return [*rows, Finding('torch CUDA', 'CPU build', 'note' if gpus else 'ok', remedy)]
+        return [*rows, Diagnosis('torch CUDA', 'CPU build', 'note' if gpus else 'ok', remedy)]
     if available:
-        rows.append(Finding('torch CUDA', torch_cuda))
+        rows.append(Diagnosis('torch CUDA', torch_cuda))
     elif gpus:
         remedy = f'update the NVIDIA driver, or take an older CUDA: {GPU_BUILD}'
-        rows.append(Finding('torch CUDA', f'{torch_cuda}, refuses the GPU', 'PROBLEM', remedy))
+        rows.append(Diagnosis('torch CUDA', f'{torch_cuda}, refuses the GPU', 'PROBLEM', remedy))
     else:
-        rows.append(Finding('torch CUDA', f'{torch_cuda}, no GPU here', 'note'))
+        rows.append(Diagnosis('torch CUDA', f'{torch_cuda}, no GPU here', 'note'))
     if mmcv_cuda and mmcv_cuda.split('.')[0] == torch_cuda.split('.')[0]:
-        return [*rows, Finding('mmcv CUDA', mmcv_cuda)]
+        return [*rows, Diagnosis('mmcv CUDA', mmcv_cuda)]
     found = f'{mmcv_cuda or "CPU only"}, torch has {torch_cuda}'
-    return [*rows, Finding('mmcv CUDA', found, 'PROBLEM', f'{REINSTALL} FORCE_CUDA=1')]
+    return [*rows, Diagnosis('mmcv CUDA', found, 'PROBLEM', f'{REINSTALL} FORCE_CUDA=1')]
 
 
-def diagnose(root: Path) -> list[Finding]:
+def diagnose(root: Path) -> list[Diagnosis]:
     """Examines the running environment against the requirement files under `root`."""
     dists = installed_distributions()
     stack, row = find_stack(dists)
@@ -188,7 +190,7 @@ def diagnose(root: Path) -> list[Finding]:
     return rows
 
 
-def format_findings(rows: list[Finding]) -> str:
+def format_findings(rows: list[Diagnosis]) -> str:
     """Lays the rows out as text, each remedy on a line of its own under its row."""
     width, lines = max(len(row.name) for row in rows), []
     for row in sorted(rows, key=lambda row: row.status == 'PROBLEM'):  # problems last, in sight

@@ -13,7 +13,11 @@ data samples, tensors and contexts of autograd are data, and may be changed.
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import importlib
+import inspect
+import re
 import sys
 from dataclasses import dataclass, field
 
@@ -109,12 +113,15 @@ class Reader(ast.NodeVisitor):
                 base = self.classes.upstream(self.owners[-1])
                 typed = self.scopes[0].get(f'{self.owners[-1]}.{node.attr}')
                 ours = node.attr in self.classes.names(self.owners[-1])
+                ours = ours and not (base and node.attr in privates_of(base))
                 return typed or (f'{base}.{node.attr}' if base and not ours else None)
             value = self.origin(node.value)
             return f'{value}.{node.attr}' if value else None
         if isinstance(node, ast.Subscript):
             return self.origin(node.value)
         if isinstance(node, ast.Call):
+            if ast.unparse(node.func) == 'cast':
+                return self.known_type(node.args[0])
             is_type = isinstance(node.func, ast.Name) and node.func.id == 'type' and node.args
             return self.origin(node.args[0] if is_type else node.func)
         return None
@@ -128,10 +135,13 @@ class Reader(ast.NodeVisitor):
         elif isinstance(annotation, ast.Tuple):  # of isinstance
             for choice in annotation.elts:
                 self.annotate(key, choice, scope)
-        elif isinstance(annotation, (ast.Name, ast.Attribute)):
-            name = dotted_name(annotation, self.imports)
-            if name and is_upstream(name):
-                self.scopes[scope][key] = name
+        elif name := self.known_type(annotation):
+            self.scopes[scope][key] = name
+
+    def known_type(self, annotation: ast.AST | None) -> str | None:
+        """Upstream's dotted name of a type, None for others."""
+        name = dotted_name(annotation, self.imports) if annotation else None
+        return name if name and is_upstream(name) else None
 
     # --- what is reported ---
 
@@ -174,7 +184,7 @@ class Reader(ast.NodeVisitor):
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.owners.append(node.name)
         base = self.classes.upstream(node.name)
-        overridden = vars_of(base) if base else set()
+        overridden = privates_of(base) if base else frozenset()
         for child in node.body:
             if isinstance(child, ast.FunctionDef) and child.name in overridden:
                 self.private(child, f'{base}.{child.name}')
@@ -296,13 +306,19 @@ def is_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ('self', 'cls')
 
 
-def vars_of(name: str) -> set[str]:
-    """Private methods of a class of upstream, which has to be installed for that."""
+@functools.cache
+def privates_of(name: str) -> frozenset[str]:
+    """Private names of a class of upstream, which has to be installed for that."""
     module, _, attribute = name.rpartition('.')
     try:
-        return set(filter(is_private, dir(getattr(importlib.import_module(module), attribute))))
+        owner = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError):
-        return set()
+        return frozenset()
+    names = set(dir(owner))
+    for base in owner.__mro__ if inspect.isclass(owner) else []:
+        with contextlib.suppress(OSError, TypeError):  # written in C
+            names |= set(re.findall(r'\bself\.(\w+)(?:: [^=]+)? = ', inspect.getsource(base)))
+    return frozenset(filter(is_private, names))
 
 
 def read(text: str, classes: Classes | None = None) -> set[tuple[int, str]]:

@@ -17,11 +17,10 @@ from poolformer_dense.cli import run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('target', metavar='CONFIG|PRESET', help='a config, or e.g. poolformer_s12')
-    parser.add_argument(
-        '--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'), help='(224 224)'
-    )
-    parser.add_argument('--json', action='store_true', help='print JSON, sizes in bytes')
+    add = parser.add_argument
+    add('target', metavar='CONFIG|PRESET', help='a config, or e.g. poolformer_s12')
+    add('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'), help='(224 224)')
+    add('--json', action='store_true', help='print JSON, sizes in bytes')
     return parser.parse_args()
 
 

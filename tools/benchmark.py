@@ -95,7 +95,7 @@ def main() -> None:
     device = benchmark.select_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    environment = benchmark.environment(device)
+    environment = benchmark.describe_environment(device)
     place = '{device}, {threads} threads, torch {torch}'.format_map(environment)
     sizes = [(s, s) for s in args.sizes] if args.sizes else [tuple(args.size)]
 

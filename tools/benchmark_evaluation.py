@@ -21,10 +21,11 @@ IMAGES, DETECTIONS = 5000, 100
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--images', type=int, default=IMAGES, help='number of images')
-    parser.add_argument('--detections', type=int, default=DETECTIONS, help='of an image')
-    parser.add_argument('--repeat', type=int, default=3, help='runs of each (3)')
-    parser.add_argument('--seed', type=int, default=0)
+    add = parser.add_argument
+    add('--images', type=int, default=IMAGES, help='number of images')
+    add('--detections', type=int, default=DETECTIONS, help='of an image')
+    add('--repeat', type=int, default=3, help='runs of each (3)')
+    add('--seed', type=int, default=0)
     return parser.parse_args()
 
 

@@ -12,11 +12,12 @@ from poolformer_dense.cli import add_config, run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument('out', metavar='OUT', help='folder of the pictures')
-    parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
-    parser.add_argument('--number', type=int, default=20, metavar='N', help='of pictures (20)')
-    parser.add_argument('--seed', type=int, default=0, help='another number, other pictures (0)')
+    add('out', metavar='OUT', help='folder of the pictures')
+    add('--split', choices=('train', 'val', 'test'), default='train')
+    add('--number', type=int, default=20, metavar='N', help='of pictures (20)')
+    add('--seed', type=int, default=0, help='another number, other pictures (0)')
     return parser.parse_args()
 
 

@@ -23,15 +23,16 @@ LAYOUT_NAMES = ('ours', 'official', 'mmpretrain', 'baselines', 'timm', 'hf')
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'src',
         metavar='SRC',
         help='a file, a URL, or the name of released weights, which is looked for in the folder '
         'or URL that the environment variable POOLFORMER_WEIGHTS names, if it is set',
     )
-    parser.add_argument('dst', metavar='DST', help='a new file: .safetensors, or anything else')
-    parser.add_argument('--to', required=True, choices=LAYOUT_NAMES, help='layout of DST')
-    parser.add_argument('--prefix', help="what stands before the backbone's names in SRC")
+    add('dst', metavar='DST', help='a new file: .safetensors, or anything else')
+    add('--to', required=True, choices=LAYOUT_NAMES, help='layout of DST')
+    add('--prefix', help="what stands before the backbone's names in SRC")
     add_unsafe_load(parser)
     return parser.parse_args()
 

@@ -36,28 +36,23 @@ SMALLEST = 32  # as the library has it, which takes seconds to import
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
-    parser.add_argument('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
-    parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
-    parser.add_argument(
+    add('checkpoint', help='checkpoint file or URL')
+    add('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
+    add('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
+    add('--dynamic', action='store_true', help='any batch, height and width')
+    add(
         '--size',
         nargs=2,
         type=int,
         metavar=('H', 'W'),
         help='the one size otherwise (what the test pipeline makes of 480 x 640)',
     )
-    parser.add_argument('--nms', action='store_true', help='NMS in the graph (detectors, ONNX)')
-    parser.add_argument(
-        '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of stored weights'
-    )
-    parser.add_argument(
-        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
-    )
-    parser.add_argument(
-        '--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)'
-    )
+    add('--nms', action='store_true', help='NMS in the graph (detectors, ONNX)')
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of stored weights')
+    add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add('--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)')
     add_unsafe_load(parser)
     return parser.parse_args()
 

@@ -20,26 +20,21 @@ from poolformer_dense.errors import UserError
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument(
-        'inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"'
-    )
-    parser.add_argument(
-        '--out', type=Path, help='folder of the results (work_dirs/CONFIG/predictions)'
-    )
-    parser.add_argument(
+    add('checkpoint', help='checkpoint file or URL')
+    add('inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"')
+    add('--out', type=Path, help='folder of the results (work_dirs/CONFIG/predictions)')
+    add(
         '--score-thr',
         type=float,
         metavar='S',
         help='detections with this score or less are neither drawn nor written (0.3)',
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (a GPU if there is one)')
-    parser.add_argument(
-        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
-    )
-    parser.add_argument('--batch', type=int, default=1, help='images of one forward pass (1)')
-    parser.add_argument('--no-pictures', action='store_true', help='write the results alone')
+    add('--device', help='cpu, cuda, cuda:1 ... (a GPU if there is one)')
+    add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add('--batch', type=int, default=1, help='images of one forward pass (1)')
+    add('--no-pictures', action='store_true', help='write the results alone')
     add_unsafe_load(parser)
     return parser.parse_args()
 

@@ -17,25 +17,20 @@ from poolformer_dense.data.archives import DATASETS
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('dataset', choices=DATASETS)
-    parser.add_argument(
-        '--root', type=Path, default=Path('data'), help='the only place written to (data)'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('dataset', choices=DATASETS)
+    add('--root', type=Path, default=Path('data'), help='the only place written to (data)')
+    add(
         '--from',
         type=Path,
         dest='source',
         metavar='DIR_OR_ZIP',
         help='a folder with the archives or the unpacked data set, or one archive; only read',
     )
-    parser.add_argument(
-        '--copy', action='store_true', help='copy an unpacked --from instead of linking to it'
-    )
-    parser.add_argument('--mirror', metavar='URL', help='a folder with the archives, to download')
-    parser.add_argument(
-        '--keep-archives', action='store_true', help='keep downloads after they are unpacked'
-    )
-    parser.add_argument(
+    add('--copy', action='store_true', help='copy an unpacked --from instead of linking to it')
+    add('--mirror', metavar='URL', help='a folder with the archives, to download')
+    add('--keep-archives', action='store_true', help='keep downloads after they are unpacked')
+    add(
         '--verify-only',
         action='store_true',
         help='check what is there, write nothing; the exit code is 2 if something is wrong',

@@ -12,10 +12,9 @@ from poolformer_dense.cli import run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='several are compared'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='several are compared')
+    add(
         '--out',
         type=Path,
         metavar='FILE',

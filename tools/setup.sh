@@ -2,12 +2,10 @@
 # Creates $VENV for one stack; `make help` lists the variables that it reads. If it is interrupted, run it again to
 # resume. `--quiet` prints nothing if there is nothing to do.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
 PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} TORCH=${TORCH:-} MMCV_LINKS=${MMCV_LINKS:-}
-say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
-die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-trap 'echo; die "interrupted: run the same command again to resume"' INT TERM
+name=setup
+# shellcheck source=tools/setup_common.sh
+. "$(dirname "$0")/setup_common.sh"
 
 # --- which stack, and is it already installed? ----------------------------------------------------------------------
 holds() {  # whether the environment has a distribution of this stack
@@ -28,13 +26,9 @@ esac
 ! holds $other || die "$VENV holds the $other stack, whose files $STACK would overwrite: add" \
   "VENV=.venv-$STACK, or remove $VENV"
 
-stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,build_mmcv}.sh backbones/ops/backends/{native.cpp,library.py} |
+stamp=$VENV/.setup-$STACK-$(cat requirements/*.txt setup.cfg tools/{setup,setup_common,build_mmcv}.sh backbones/ops/backends/{native.cpp,library.py} |
   sha256sum | cut -c-12)
-finish_if_ready() {
-  [[ -f $stamp && -x $VENV/bin/python ]] || return 0
-  [[ ${1:-} == --quiet ]] || echo "$VENV is ready (stack $STACK); 'make doctor' checks it"
-  exit 0
-}
+hint=" (stack $STACK); 'make doctor' checks it"
 finish_if_ready "$@"
 
 # --- what pip cannot install ----------------------------------------------------------------------------------------
@@ -53,20 +47,7 @@ fi
 [[ -z ${missing[*]} ]] || die "system packages are missing; on Debian or Ubuntu: sudo apt-get install -y ${missing[*]}"
 
 # --- the environment and torch --------------------------------------------------------------------------------------
-mkdir -p "$VENV"
-exec 9>"$VENV/.setup.lock"
-flock -n 9 || { say "another set-up of $VENV is running: waiting for it"; flock 9; finish_if_ready "$@"; }
-python=$(cd "$VENV" && pwd)/bin/python
-if ! "$python" -m pip --version >/dev/null 2>&1; then
-  say "creating $VENV"
-  "$PYTHON" -m venv "$VENV" || die "cannot create $VENV with $PYTHON: remove $VENV and run again"
-fi
-# pip writes INSTALLER and RECORD last: a distribution with neither is incomplete, but pip treats it as installed
-for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
-  [[ -f $info/INSTALLER || -f $info/RECORD ]] || rm -r "$info"
-done
-
-torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
+make_venv "$@"
 if torch=$(torch_version); then
   [[ -z $TORCH ]] || say "keeping torch $torch, which $VENV already has; for another, remove $VENV"
 elif [[ -n $TORCH ]]; then

@@ -2,39 +2,20 @@
 # Creates $VENV_PEERS, where tests/parity compares our backbones with timm's, Hugging Face's and mmpretrain's, on a CPU.
 # If it is interrupted, run it again to resume. `--quiet` prints nothing if there is nothing to do.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
 PYTHON=${PYTHON:-python3} VENV=${VENV_PEERS:-.venv-peers}
-say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
-die() { printf 'peers: %s\n' "$*" >&2; exit 1; }
-trap 'echo; die "interrupted: run the same command again to resume"' INT TERM
+name=peers hint=
+# shellcheck source=tools/setup_common.sh
+. "$(dirname "$0")/setup_common.sh"
 
-stamp=$VENV/.peers-$(cat requirements/{peers,constraints-cpu}.txt tools/setup_peers.sh | sha256sum | cut -c-12)
-finish_if_ready() {
-  [[ -f $stamp && -x $VENV/bin/python ]] || return 0
-  [[ ${1:-} == --quiet ]] || echo "$VENV is ready"
-  exit 0
-}
+stamp=$VENV/.peers-$(cat requirements/{peers,constraints-cpu}.txt tools/setup{_peers,_common}.sh | sha256sum | cut -c-12)
 finish_if_ready "$@"
 
-mkdir -p "$VENV"
-exec 9>"$VENV/.setup.lock"
-flock -n 9 || { say "another set-up of $VENV is running: waiting for it"; flock 9; finish_if_ready "$@"; }
-python=$(cd "$VENV" && pwd)/bin/python
-if ! "$python" -m pip --version >/dev/null 2>&1; then
-  say "creating $VENV for comparisons with other implementations"
-  "$PYTHON" -m venv "$VENV" || die "cannot create $VENV with $PYTHON: remove $VENV and run again"
-fi
-# pip writes INSTALLER and RECORD last: a distribution with neither is incomplete, but pip treats it as installed
-for info in "$VENV"/lib/python3*/site-packages/*.dist-info; do
-  [[ -f $info/INSTALLER || -f $info/RECORD ]] || rm -r "$info"
-done
+make_venv "$@"
 
 # few retries: without a network the tests soon continue, and report that these are skipped
 pip() {
   "$python" -m pip install --quiet --retries 1 --timeout 15 "$@" || die "pip could not install $what, see above"
 }
-torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 
 wanted=$(sed -n 's/^torch==//p' requirements/constraints-cpu.txt) torch=$(torch_version || true)
 if [[ ${torch%+*} != "$wanted" ]]; then

@@ -12,15 +12,12 @@ from poolformer_dense.cli import add_config, add_run_arguments, run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument(
-        '--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)'
-    )
-    parser.add_argument('--show-dir', help='folder of pictures, ground truth beside prediction')
-    parser.add_argument(
-        '--fuse', action='store_true', help='fold norms and layer scales of the backbone first'
-    )
+    add('checkpoint', help='checkpoint file or URL')
+    add('--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)')
+    add('--show-dir', help='folder of pictures, ground truth beside prediction')
+    add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
     add_run_arguments(parser)
     return parser.parse_args()
 

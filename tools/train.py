@@ -14,19 +14,20 @@ from poolformer_dense.cli import add_config, add_run_arguments, run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         '--amp',
         action='store_true',
         help='mixed precision: float16 with loss scaling, or '
         '--cfg-options optim_wrapper.dtype=bfloat16',
     )
-    parser.add_argument(
+    add(
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate from the config's base batch to the batch in use",
     )
-    parser.add_argument(
+    add(
         '--resume',
         nargs='?',
         const='auto',

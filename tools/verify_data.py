@@ -16,16 +16,15 @@ from poolformer_dense.cli import add_config, run_tool
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         '--fix',
         type=Path,
         metavar='OUT',
         help='folder for a cleaned copy of each annotation file that has faults',
     )
-    parser.add_argument(
-        '--examples', type=int, default=3, metavar='N', help='examples of each kind; 0: all (3)'
-    )
+    add('--examples', type=int, default=3, metavar='N', help='examples of each kind; 0: all (3)')
     return parser.parse_args()
 
 

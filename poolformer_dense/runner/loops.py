@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,6 +20,9 @@ from .random_state import kept_random_state
 from .state import own_share
 from .workers import watched
 
+if TYPE_CHECKING:
+    from .runner import DenseRunner
+
 
 class ExactResume(BaseLoop):
     """What both loops share; put it before mmengine's loop among the bases.
@@ -27,15 +30,16 @@ class ExactResume(BaseLoop):
     Its state are the seeds of sampler and augmentation; ``runner.position`` is where it stands.
 
     Args:
-        runner: A `DenseRunner`.
+        runner: The run.
         dataloader: As for mmengine's loop.
         options: As for mmengine's loop.
     """
 
+    runner: DenseRunner
     dataloader: DataLoader
 
     def __init__(
-        self, runner: Runner, dataloader: DataLoader | Mapping[str, Any], **options: Any
+        self, runner: DenseRunner, dataloader: DataLoader | Mapping[str, Any], **options: Any
     ) -> None:
         replaces = any(isinstance(hook, DirtyDataHook) for hook in runner.hooks)
         self.quarantine = Quarantine(Path(runner.work_dir, FILE_NAME)) if replaces else None
@@ -71,7 +75,7 @@ class ExactResume(BaseLoop):
             self._batches = self.dataloader.batch_sampler
         cast(KeyedBatches, self._batches).reseed(seeds['data'])
 
-    def _build(self, runner: Runner, seed: int) -> DataLoader:
+    def _build(self, runner: DenseRunner, seed: int) -> DataLoader:
         """Build the loader, the data set at the first time alone."""
         if isinstance(self._loader_cfg, DataLoader):
             return build_exact_dataloader(runner, self._loader_cfg, seed, False, self.quarantine)

@@ -180,7 +180,10 @@ def test_shipped_requirement_files_parse(path):
 
 
 def test_table_puts_problems_last_and_counts_them():
-    rows = [doctor.Finding('torch', 'missing', 'PROBLEM', 'make setup'), doctor.Finding('gpu', 'x')]
+    rows = [
+        doctor.Diagnosis('torch', 'missing', 'PROBLEM', 'make setup'),
+        doctor.Diagnosis('gpu', 'x'),
+    ]
     lines = doctor.format_findings(rows).splitlines()
     assert lines[0].startswith('ok')
     assert lines[1].startswith('PROBLEM')

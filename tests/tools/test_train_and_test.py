@@ -132,7 +132,6 @@ def test_segmentation_trains_and_evaluates(trained_fpn):
     checkpoint, done = trained_fpn
     assert checkpoint.name == 'iter_4.pth'
     output = done.stdout + done.stderr
-    assert 'SyncBN (in model.decode_head.norm_cfg) is replaced by BN' in output
     assert all(name in output for name in ('mIoU', 'background', *CLASSES))
 
 
@@ -189,8 +188,9 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
         f"_base_ = '{root}/configs/demo/retinanet_poolformer_s12.py'\n"
-        "custom_imports = dict(imports=['backbones', 'poolformer_dense.runner', 'every_rank'])\n"
+        "custom_imports = dict(imports=[*_base_.custom_imports.imports, 'every_rank'])\n"
         "custom_hooks = [dict(type='SaveEveryRank')]\n"
+        "model = dict(neck=dict(norm_cfg=dict(type='SyncBN')))\n"
     )
     done = run(
         'dist_train.sh', config, 2, '--work-dir', tmp_path / 'w',
@@ -199,10 +199,11 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
         cwd=tmp_path, env={'PORT': '29533', 'PYTHONPATH': str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'the processes use the gloo backend' in done.stdout + done.stderr
+    assert 'gloo backend, and SyncBN is replaced by BN' in done.stdout + done.stderr
     one, two = (torch.load(tmp_path / f'rank{i}.pth') for i in (0, 1))
     assert one.keys() == two.keys()
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    # the statistics of batch norm are each process's own
+    assert all(torch.equal(one[k], two[k]) for k in one if 'running_' not in k)
 
 
 def test_distributed_evaluation_counts_every_image(

@@ -2,7 +2,7 @@
 
 from .compete import compete
 from .peers import PEERS
-from .tables import as_dict, environment, growth_table, plot, ratio_table, table
+from .tables import as_dict, describe_environment, growth_table, plot, ratio_table, table
 from .task import TASKS, TOLERANCE, Row, Workload, select_device
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     'Workload',
     'as_dict',
     'compete',
-    'environment',
+    'describe_environment',
     'growth_table',
     'plot',
     'ratio_table',

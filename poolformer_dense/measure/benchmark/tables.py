@@ -30,7 +30,7 @@ def best_of(rows: Sequence[Row]) -> list[Row]:
     return [min((r for r in rows if r.name == n), key=lambda row: row.median) for n in names]
 
 
-def environment(device: str) -> dict[str, Any]:
+def describe_environment(device: str) -> dict[str, Any]:
     """Return what numbers depend on beside the workload, as plain data."""
     cuda = torch.device(device).type == 'cuda'
     return {

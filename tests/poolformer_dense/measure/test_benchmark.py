@@ -26,7 +26,7 @@ from poolformer_dense.measure.benchmark import (
     Workload,
     as_dict,
     compete,
-    environment,
+    describe_environment,
     growth_table,
     plot,
     ratio_table,
@@ -318,7 +318,9 @@ def test_growth_is_per_pixel():
 
 def test_json_and_plot(tmp_path):
     runs = [(Workload('poolformer_s12', size=(s, s)), _rows()) for s in (64, 128)]
-    result = json.loads(json.dumps({'environment': environment('cpu'), 'runs': as_dict(runs)}))
+    result = json.loads(
+        json.dumps({'environment': describe_environment('cpu'), 'runs': as_dict(runs)})
+    )
     assert result['environment']['threads'] == 1
     assert result['environment']['torch'] == torch.__version__
     run = result['runs'][1]
