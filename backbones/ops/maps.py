@@ -17,7 +17,8 @@ class Statistics(NamedTuple):
 
 def stream(x: Tensor) -> Tensor:
     """The residual stream: channels-last, in `stream_dtype`."""
-    return channels_last(x.to(stream_dtype(x)))
+    dtype = stream_dtype(x)
+    return channels_last(x if x.dtype == dtype else x.to(dtype))
 
 
 def stream_dtype(x: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ backend's name as an argument.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -152,15 +153,14 @@ def select_backend(
     backend = resolve_backend(backend, x.device.type)
     if len(x) == 0:
         return 'reference'
-    if backend == 'native' and not (
-        stream_dtype(x) == torch.float32
-        and all(t is None or t.dtype == torch.float32 for t in others)
-        and products in library.SUFFIXES
-    ):
-        return 'cpu'
+    if backend == 'native':
+        dtypes = {stream_dtype(x), *(t.dtype for t in others if t is not None)}
+        if dtypes != {torch.float32} or products not in library.SUFFIXES:
+            return 'cpu'
     return backend
 
 
+@functools.cache
 def kernels(backend: str) -> Kernels:
     """Import a backend; Triton takes its time, and may not be there."""
     return cast(Kernels, importlib.import_module(f'{__package__}.backends.{backend}'))

@@ -57,9 +57,10 @@ class _Pointer:
 
     def from_param(self, value: Tensor | None) -> ctypes.c_void_p:
         """Convert an argument for ctypes, which makes its own ArgumentError of a TypeError."""
-        if isinstance(value, Tensor) and value.dtype == self.dtype and value.is_cpu:
-            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-            if value.is_contiguous(memory_format=layout):
+        if isinstance(value, Tensor) and value.dtype is self.dtype and value.is_cpu:
+            # A map is channels-last. The flag is asked for last, since that is slow.
+            dense = value.is_contiguous() if value.ndim != 4 else _is_channels_last(value)
+            if dense:
                 return ctypes.c_void_p(value.data_ptr())
         if value is None and self.optional:
             return ctypes.c_void_p(None)
@@ -161,6 +162,10 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
                 reason = (lines or error.stderr.splitlines() or ['no message'])[0]
                 raise RuntimeError(f'{compiler} fails: {reason}') from error
         parts[1].replace(path)  # whole or not at all
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _describe(value: object) -> str:

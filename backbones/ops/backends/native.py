@@ -7,6 +7,8 @@ float32 or bfloat16; `backbones.ops.selection` gives the rest to `cpu.py`.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from .products import add_outer, product
 
 # Bytes of a chunk's hidden activations.
 CHUNK = 4 << 20
+# `backbones.ops.selection` takes this module only where there are loops.
+_loop = cast(library.Loops, library.loops)
 
 
 def norm_forward(
@@ -25,7 +29,7 @@ def norm_forward(
 ) -> tuple[Tensor, Statistics]:
     """As `Kernels` says."""
     statistics, out = moments(x, eps), torch.empty_like(x)
-    _normalize(x, statistics, weight, bias, tokens(out), _all_tokens(x))
+    _normalize(x, statistics, weight, bias, out, _all_tokens(x))
     return out, statistics
 
 
@@ -123,11 +127,6 @@ def moments(x: Tensor, eps: float) -> Statistics:
     statistics = Statistics(x.new_empty(len(x)), x.new_empty(len(x)))
     _loop('moments', x, len(x), x[0].numel(), eps, *statistics)
     return statistics
-
-
-def _loop(name: str, *arguments: Tensor | float | None, dtype: torch.dtype = torch.float32) -> None:
-    assert library.loops is not None, 'selection gives this backend nothing without its loops'
-    library.loops(name, *arguments, dtype=dtype)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
