@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backbones.checkpoints import CheckpointError
-from backbones.checkpoints.errors import first_line
+from backbones.checkpoints.refusals import first_line
 from backbones.checkpoints.seal import SEAL_PREFIX, SEAL_SIZE
 
 _SUFFIX = '.saving'

@@ -1,11 +1,11 @@
 """Reading checkpoints of the layouts people have, loading them strictly, converting them."""
 
 from .conversion import convert_names, detect_layout, from_layout, to_layout
-from .errors import CheckpointError, listed
 from .fetching import MIRROR_VARIABLE, is_url, localise
 from .fitting import Fit, fit, load_weights, reorder_optimizer, weights_of
 from .layouts import LAYOUTS
 from .reading import check_source, read_checkpoint, safe_reading
+from .refusals import CheckpointError, listed
 from .seal import seal_holds
 
 __all__ = [

@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .errors import damaged, forged
+from .refusals import damaged, forged
 from .seal import find_end
 
 _END = struct.Struct('<4x4HL6x')

@@ -18,7 +18,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-from .errors import forged, holds_code
+from .refusals import forged, holds_code
 
 _KEY_BITS = 60  # integers within them have different hashes
 _MOST = 1 << 48  # of what counts elements

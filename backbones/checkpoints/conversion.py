@@ -10,8 +10,8 @@ from itertools import combinations
 
 from torch import Tensor
 
-from .errors import CheckpointError, listed
 from .layouts import ATTENTION, LAYOUTS, POINTWISE, Layout
+from .refusals import CheckpointError, listed
 
 _FIELDS = {
     's': '[0-3]',

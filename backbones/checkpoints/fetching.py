@@ -16,7 +16,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 
 from ..weights import RELEASED
-from .errors import CheckpointError, first_line
+from .refusals import CheckpointError, first_line
 from .transfer import Note, TransferError, transfer
 
 # Tools read this variable and pass its value to `localise`; the model never does.
@@ -179,7 +179,7 @@ def _check_sum(file: Path, path: Path, known: str | None) -> None:
     if expected and not found.startswith(expected):
         raise CheckpointError(
             f'{path} has sha256 {found}, not {expected} ({source}): it is damaged or another '
-            f'file; delete it{" and the record" if "recorded" in source else ""} to download anew'
+            f'file; delete it{" and the record" if "recorded" in source else ""} to download it again'
         )
     if known is None and not record.is_file():
         try:

@@ -12,8 +12,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .conversion import Conversion, convert_names
-from .errors import CheckpointError, listed
 from .reading import read_checkpoint
+from .refusals import CheckpointError, listed
 
 # What every MetaFormer of ours has, and where it may stand in a model.
 _OURS = 'downsamples.0.conv.weight'

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .archive import read_records
-from .errors import Refused, damaged, first_line, forged, holds_code
+from .refusals import Refused, damaged, first_line, forged, holds_code
 from .seal import ZIP_SIGNATURE
 from .unpickling import unpickle
 
@@ -148,7 +148,7 @@ READERS: dict[str, Callable[[BufferedReader, int, torch.device], Any]] = {
 
 def _not_safetensors(what: str) -> Refused:
     return Refused(
-        f'it is truncated or not in the safetensors format ({what}); copy or download it anew'
+        f'it is truncated or not in the safetensors format ({what}); copy or download it again'
     )
 
 
@@ -170,7 +170,7 @@ def _read_bytes(file: BufferedReader, start: int, length: int, device: torch.dev
 
 def _check_order(order: str) -> None:
     if order != sys.byteorder:
-        raise Refused(f'its numbers are {order[:6]!a}-endian; save it anew on a machine like this')
+        raise Refused(f'its numbers are {order[:6]!a}-endian; save it again on a machine like this')
 
 
 def _is_tar(head: bytes) -> bool:

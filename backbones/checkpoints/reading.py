@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import torch
 from mmengine.runner import CheckpointLoader
 
-from .errors import CheckpointError, Refused, damaged, first_line
 from .formats import READERS, check_container
+from .refusals import CheckpointError, Refused, damaged, first_line
 from .schemes import local_file
 from .seal import check_seal
 

@@ -15,8 +15,8 @@ from mmengine.runner import (
 )
 
 from ..weights import RELEASED
-from .errors import CheckpointError
 from .fetching import fetch, is_url
+from .refusals import CheckpointError
 
 
 @contextlib.contextmanager

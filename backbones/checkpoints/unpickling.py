@@ -35,7 +35,7 @@ from .calls import (
     show,
     with_state,
 )
-from .errors import Refused, damaged, forged, holds_code
+from .refusals import Refused, damaged, forged, holds_code
 
 _FLOOR = 32 << 20  # bytes that the objects of any file may take
 _DEEPEST = 64  # containers in containers
@@ -185,7 +185,7 @@ class _Machine:
                 self.refer(self.pop(tuple))
             case 'PROTO' if argument != 2:
                 raise Refused(
-                    f'it is a pickle of protocol {argument}, not one of torch.save; save it anew '
+                    f'it is a pickle of protocol {argument}, not one of torch.save; save it again '
                     'with torch.save and its default protocol'
                 )
             case 'PROTO' | 'STOP':

@@ -44,7 +44,7 @@ class OpenFolder:
             raise
 
     def append(self, name: str) -> BinaryIO:
-        """Open a file, made if need be, to read and to go on writing at its end."""
+        """Open a file, made if need be, to read and to append to."""
         if self.size(name) is None:
             self.remove(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW

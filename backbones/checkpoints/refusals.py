@@ -16,7 +16,7 @@ class Refused(Exception):
 def damaged(what: str) -> Refused:
     """The refusal of a file that is not as it was written."""
     return Refused(
-        f'{what}: it is truncated, damaged or not written by torch.save; copy or download it anew'
+        f'{what}: it is truncated, damaged or not written by torch.save; copy or download it again'
     )
 
 
@@ -24,7 +24,7 @@ def forged(what: str) -> Refused:
     """The refusal of a file that torch.save would not have written."""
     return Refused(
         f'{what}, which torch.save never writes; get it from a source that you trust, or save it '
-        'anew with torch.save'
+        'again with torch.save'
     )
 
 
