@@ -179,7 +179,8 @@ def _check_sum(file: Path, path: Path, known: str | None) -> None:
     if expected and not found.startswith(expected):
         raise CheckpointError(
             f'{path} has sha256 {found}, not {expected} ({source}): it is damaged or another '
-            f'file; delete it{" and the record" if "recorded" in source else ""} to download it again'
+            f'file; delete it{" and the record" if "recorded" in source else ""} to download '
+            'it again'
         )
     if known is None and not record.is_file():
         try:

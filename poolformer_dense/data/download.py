@@ -66,8 +66,8 @@ def download(url: str, folder: OpenFolder, name: str, md5: str, backoff: float =
         discard_part(folder, name)
         raise UserError(
             f'{url}: what came has md5 {found}, not {md5}, and was deleted. Run the same command '
-            'again to download it from the start; if that ends the same way, the server has another file: '
-            'take it from elsewhere with --mirror or --from'
+            'again to download it from the start; if that ends the same way, the server has '
+            'another file: take it from elsewhere with --mirror or --from'
         )
     folder.rename(f'{name}.part', name)
     folder.remove(f'{name}.part.json')
