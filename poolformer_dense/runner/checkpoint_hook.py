@@ -168,6 +168,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        if not isinstance(self.file_backend, LocalBackend):
+            super()._publish_model(runner, ckpt_path)
+            return
         checkpoint = read_checkpoint(ckpt_path)
         published = {key: checkpoint[key] for key in self.published_keys if key in checkpoint}
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()

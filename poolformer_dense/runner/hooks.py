@@ -40,6 +40,8 @@ class BatchReportHook(Hook):
     """
 
     def before_train(self, runner) -> None:
+        if not {'train_dataloader', 'optim_wrapper'} <= set(runner.cfg):
+            return  # a Runner of objects, in code
         processes, images, accumulated = batch_factors(runner.cfg)
         batch = processes * images * accumulated
         unit, plural = ('GPU', 's') if torch.cuda.is_available() else ('CPU process', 'es')
