@@ -22,8 +22,8 @@ LAYERS = (
     'backbones',
     'backbones.ops',
 )
-# Names that have two meanings yet; to be emptied.
-SHARED_NAMES = {'download', 'errors', 'files', 'listed'}
+# Each package has its own module of this name.
+SHARED_NAMES = {'errors'}
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:
