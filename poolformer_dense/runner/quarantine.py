@@ -176,7 +176,7 @@ class DirtyDataHook(Hook):
                 'be read stops the run'
             )
             return
-        self._images = _count_images(dataset)
+        self._images = count_images(dataset)
         self._allowed = max(1, int(self.limit * self._images))
         if runner.iter == 0 and is_main_process():
             path = self._quarantine.path
@@ -254,7 +254,7 @@ def _is_cut(path: str) -> bool:
     return content.startswith(b'\xff\xd8') and content.rfind(_END) < content.rfind(_SCAN)
 
 
-def _count_images(dataset: Any) -> int:
+def count_images(dataset: Any) -> int:
     """The number of images below the wrappers that repeat or mix them."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset

@@ -15,7 +15,6 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from poolformer_dense import files
 from poolformer_dense.runner import preemption
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import launching, tiny
@@ -88,16 +87,19 @@ def test_the_step_is_finished_and_saved(runs, number, point, iteration, saved, n
 
 
 def test_before_the_first_step_there_is_nothing_to_save(runs):
-    child = tiny.fork(runs / 'result', lambda: (preemption.watch(), send(), train(runs / 'run')))
+    def stopped() -> None:
+        with preemption.watching_signals():
+            send()
+            train(runs / 'run')
+
+    child = tiny.fork(runs / 'result', stopped)
     assert child.wait() == preemption.EXIT_CODE
     assert newest_intact(runs / 'run') == (None, [])
 
 
-def test_while_saving_one_checkpoint_is_enough(runs, monkeypatch):
+def test_while_saving_one_checkpoint_is_enough(runs):
     def stopped() -> None:
-        save = files.save_sealed
-        monkeypatch.setattr(files, 'save_sealed', lambda *args: (send(), save(*args)))
-        train(runs / 'run', loop='iter')
+        train(runs / 'run', At('before_save_checkpoint', 5, send), loop='iter')
 
     assert tiny.fork(runs / 'result', stopped).wait() == preemption.EXIT_CODE
     assert [path.name for path in (runs / 'run').glob('*.pth')] == ['iter_6.pth']
@@ -160,9 +162,9 @@ def test_workers_survive_a_signal_to_the_whole_group(runs, number):
             tiny.fork(runs / 'sender', os.killpg, os.getpgid(0), number).result()
 
         # The step in hand needs batches that the workers have not made yet.
-        preemption_free = [dict(type='IntactResumeHook')]
-        runner = tiny.tiny_runner(runs / 'run', workers=2, **OPTIONS | dict(hooks=preemption_free))
-        preemption.watch()
+        cfg = tiny.tiny_config(runs / 'run', workers=2, **OPTIONS | dict(hooks=[]))
+        cfg.default_hooks.preemption = None
+        runner = tiny.build_runner(cfg)
         runner.register_hook(At('before_train_iter', 1, group))
         runner.train()
 
@@ -173,10 +175,10 @@ def test_workers_survive_a_signal_to_the_whole_group(runs, number):
 
 def test_a_worker_ends_when_its_parent_says_so(runs):
     def parent() -> int:
-        preemption.watch()
-        child = tiny.fork(runs / 'sleeper', signal.pause)
-        os.kill(child.pid, signal.SIGTERM)
-        return child.wait()
+        with preemption.watching_signals():
+            child = tiny.fork(runs / 'sleeper', signal.pause)
+            os.kill(child.pid, signal.SIGTERM)
+            return child.wait()
 
     assert tiny.fork(runs / 'result', parent).result() == 0
 
@@ -196,11 +198,11 @@ def test_workers_end_with_a_killed_parent(runs, monkeypatch):
     read, write = os.pipe()
 
     def parent() -> None:
-        preemption.watch()
-        batches = iter(torch.utils.data.DataLoader(Large(), batch_size=None, num_workers=2))
-        next(batches)
-        os.write(write, b'.')
-        signal.pause()
+        with preemption.watching_signals():
+            batches = iter(torch.utils.data.DataLoader(Large(), batch_size=None, num_workers=2))
+            next(batches)
+            os.write(write, b'.')
+            signal.pause()
 
     child = tiny.fork(runs / 'result', parent)
     os.close(write)

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
 from poolformer_dense.errors import RankError, UserError
-from poolformer_dense.runner.quarantine import Quarantine, read
+from poolformer_dense.runner.quarantine import Quarantine, count_images, read
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
 
@@ -195,14 +195,14 @@ def test_wrappers_of_data_sets(data: Path, quarantine: Quarantine) -> None:
     for index in (2, 2 + IMAGES, 2 + 2 * IMAGES):
         assert _name(read(dataset, index, 0, quarantine)) != path.name
     assert len(_lines(quarantine)) == 1
-    assert quarantine._count_images(dataset) == IMAGES
+    assert count_images(dataset) == IMAGES
 
 
 def test_error_of_a_transform_is_shown_with_its_place(data: Path, quarantine: Quarantine) -> None:
     dataset = _detection(data, extra=[dict(type='FailAt', ids=[4])])
     read(dataset, 3, 0, quarantine)
     (line,) = _lines(quarantine)
-    assert line['error'].startswith("KeyError: 'gt_depth' at test_dirty_data.py:")
+    assert line['error'].startswith("KeyError: 'gt_depth' at test_quarantine.py:")
 
 
 def test_mistake_in_the_pipeline_ends_in_one_line(data: Path, quarantine: Quarantine) -> None:
@@ -211,7 +211,7 @@ def test_mistake_in_the_pipeline_ends_in_one_line(data: Path, quarantine: Quaran
         read(dataset, 3, 0, quarantine)
     message = str(error.value)
     assert '\n' not in message
-    assert "the first error is KeyError: 'gt_depth' at test_dirty_data.py:" in message
+    assert "the first error is KeyError: 'gt_depth' at test_quarantine.py:" in message
     assert dataset.get_data_info(3)['img_path'] in message
 
 
@@ -340,7 +340,7 @@ def test_training_goes_on_without_the_images(runs: Path, workers: int) -> None:
     runner.train()
     assert runner.iter == 6
     (line,) = _log(runner)
-    assert '/nowhere/3.jpg cannot be read (OSError: image 3 is broken at test_dirty' in line
+    assert '/nowhere/3.jpg cannot be read (OSError: image 3 is broken at test_quar' in line
     entries = Quarantine(runs / 'quarantine.jsonl').entries()
     assert [entry['index'] for entry in entries] == [3]
 
@@ -363,7 +363,7 @@ def test_too_many_stop_the_run(runs: Path, workers: int) -> None:
     message = str(error.value)
     assert '\n' not in message
     assert ' of 12 training images cannot be read, more than the limit of 1 ' in message
-    assert message.count(' is broken at test_dirty_data.py:') >= 2
+    assert message.count(' is broken at test_quarantine.py:') >= 2
     assert str(runs / 'quarantine.jsonl') in message
 
 
