@@ -95,6 +95,8 @@ def test_ctrl_c_says_that_the_same_command_resumes(root, mirror, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A shell makes what it starts in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert asked.wait(60)
     process.send_signal(signal.SIGINT)
