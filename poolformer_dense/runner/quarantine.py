@@ -112,7 +112,7 @@ def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
 
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``.
-        key: The index, or an int that also carries the draw, see `sampling`.
+        key: The index, or an int that also carries the draw, see `loader.Key`.
         seed: Of the run.
         quarantine: Where what can't be read is listed.
 
