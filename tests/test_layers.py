@@ -22,8 +22,6 @@ LAYERS = (
     'backbones',
     'backbones.ops',
 )
-# Each package has its own module of this name.
-SHARED_NAMES = {'errors'}
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:
