@@ -1,0 +1,48 @@
+"""Checks that cost seconds and come before the model, each file one question.
+
+Each check is a function in `CHECKS` that yields what it finds. Training and testing run them all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from ...errors import UserError
+from .classes import check_classes
+from .contents import check_files
+from .evaluation import check_evaluators
+from .model import check_backbone
+from .packages import check_loggers
+from .plan import Notice, Plan
+from .weights import check_checkpoints
+
+# The quickest first: seconds for the contents of COCO's annotation files.
+CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
+    check_loggers,
+    check_backbone,
+    check_classes,
+    check_evaluators,
+    check_checkpoints,
+    check_files,
+)
+
+
+def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> None:
+    """Check what a run needs; see `Plan` for the arguments.
+
+    Raises:
+        UserError: Data is missing or has errors that show without opening every image, an
+            annotation file's categories or the model's ``num_classes`` disagree with the classes,
+            an argument of the backbone is wrong, a checkpoint can't be read, or a logger's
+            package is not installed.
+    """
+    plan = Plan(cfg, splits, unsafe_load)
+    for check in CHECKS:
+        for finding in check(plan):
+            if finding.level >= logging.ERROR:
+                raise UserError(finding.text)
+            print_log(finding.text, 'current', finding.level)

@@ -1,0 +1,35 @@
+"""What a data set holds, as far as its images need not be opened."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+
+from ...data.audit import audit
+from ...data.faults import is_error, short_name
+from ...errors import first_process
+from .plan import Notice, Plan
+
+
+def check_files(plan: Plan) -> Iterator[Notice]:
+    """What an audit finds without opening images; it reads annotation files whole."""
+    tool = f'tools/verify_data.py {plan.cfg.filename}'
+    # One process is enough.
+    for result in audit(plan.sources, quick=True)[0] if first_process() else []:
+        errors = [found for found in result.faults if is_error(found)]
+        if errors:
+            kinds: dict[str, str] = {}
+            for found in errors:
+                kinds.setdefault(found.kind, f'{found.kind}: {found}')
+            text = (
+                f'{result.path} ({short_name(result.source.places)}) has errors: {len(errors)}, '
+                f'first {"; ".join(list(kinds.values())[:3])}. For the whole table and a cleaned '
+                f'file, run {tool}'
+            )
+            yield Notice(logging.ERROR, text)
+        elif result.faults:
+            counts = Counter(found.kind for found in result.faults)
+            listed = ', '.join(f'{count} x {kind}' for kind, count in counts.items())
+            text = f'{result.path}: warnings: {listed}. For the table: {tool}'
+            yield Notice(logging.WARNING, text)
