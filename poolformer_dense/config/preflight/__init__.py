@@ -13,12 +13,12 @@ from mmengine.logging import print_log
 
 from ...errors import UserError
 from .classes import check_classes
-from .contents import check_files
+from .contents import check_annotations
 from .evaluation import check_evaluators
 from .model import check_backbone
 from .packages import check_loggers
 from .plan import Notice, Plan
-from .weights import check_checkpoints
+from .starting_weights import check_checkpoints
 
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
@@ -27,7 +27,7 @@ CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_classes,
     check_evaluators,
     check_checkpoints,
-    check_files,
+    check_annotations,
 )
 
 

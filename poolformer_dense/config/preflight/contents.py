@@ -12,7 +12,7 @@ from ...errors import first_process
 from .plan import Notice, Plan
 
 
-def check_files(plan: Plan) -> Iterator[Notice]:
+def check_annotations(plan: Plan) -> Iterator[Notice]:
     """What an audit finds without opening images; it reads annotation files whole."""
     tool = f'tools/verify_data.py {plan.cfg.filename}'
     # One process is enough.
