@@ -31,8 +31,18 @@ def walk(node: Any, place: str = '') -> Iterator[tuple[str, Any]]:
 def nodes_of_type(node: Any, name: str, place: str = '') -> Iterator[tuple[str, Any]]:
     """Yield the place and the mapping of each ``dict(type=name, ...)`` inside a node."""
     for where, child in walk(node, place):
-        if isinstance(child, Mapping) and child.get('type') == name:
+        if type_name(child) == name:
             yield where, child
+
+
+def type_name(node: Any) -> str:
+    """Return the name of what a node is to become, without its scope; '' if it says nothing.
+
+    The type may also be a class, as in mmengine's pure Python configs.
+    """
+    kind = node.get('type') if isinstance(node, Mapping) else None
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
 
 
 def datasets_of(cfg: Config, split: str) -> Iterator[tuple[str, Any]]:

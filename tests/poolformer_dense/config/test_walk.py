@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from mmengine.config import Config
 
-from poolformer_dense.config.walk import datasets_of, evaluators_of, nodes_of_type, walk
+from poolformer_dense.config.walk import (
+    datasets_of,
+    evaluators_of,
+    nodes_of_type,
+    type_name,
+    walk,
+)
 
 
 def test_every_node_comes_with_its_place_and_after_its_parent():
@@ -24,6 +30,12 @@ def test_a_walker_may_change_what_it_is_given():
     assert cfg.to_dict() == dict(
         model=dict(norm=dict(type='BN'), heads=[dict(type='BN'), 'SyncBN'])
     )
+
+
+def test_a_type_is_a_name_with_or_without_its_scope_or_a_class():
+    nodes = [dict(type='Resize'), dict(type='mmseg.Resize'), dict(type=Config), dict(), 'Resize', 1]
+    assert [type_name(node) for node in nodes] == ['Resize', 'Resize', 'Config', '', '', '']
+    assert [place for place, _ in nodes_of_type(nodes, 'Resize')] == ['0', '1']
 
 
 def _places(found):
