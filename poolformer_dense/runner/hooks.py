@@ -98,10 +98,13 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's EarlyStoppingHook, which a resumed run does not begin again."""
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(wait_count=self.wait_count, best_score=float(self.best_score))
+        return dict(
+            monitor=self.monitor, wait_count=self.wait_count, best_score=float(self.best_score)
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.wait_count, self.best_score = int(state['wait_count']), state['best_score']
+        if state.get('monitor', self.monitor) == self.monitor:
+            self.wait_count, self.best_score = int(state['wait_count']), state['best_score']
 
 
 @HOOKS.register_module()

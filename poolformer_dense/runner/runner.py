@@ -11,6 +11,7 @@ import importlib.util
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,10 +23,10 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook, LoggerHook
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import HOOKS, LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner, save_checkpoint, weights_to_cpu
 from mmengine.utils import apply_to
 from mmengine.visualization import Visualizer
@@ -44,17 +45,10 @@ from backbones.checkpoints import (
 from ..config.walk import nodes_of_type
 from ..errors import UserError
 from ..files import save_sealed
-from .checkpoint_hook import AtomicCheckpointHook
-from .hooks import (
-    BatchReportHook,
-    EmptyResultHook,
-    ResumableEarlyStoppingHook,
-    SteadyLoggerHook,
-    batch_factors,
-)
+from .hooks import BatchReportHook, EmptyResultHook, batch_factors
 from .launch import join_processes
 from .loops import EXACT, ExactResume
-from .numerical_guard import GuardedEMAHook, GuardedOptimWrapper, NumericalGuardHook, guarded
+from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
@@ -69,15 +63,9 @@ from .state import (
     bare_model,
     upgrade,
 )
+from .substitutes import substitute
 from .workers import clear_errors, with_timeout
 
-# Hooks of mmengine, and ours that take their place wherever a config names them.
-_OURS: dict[type[Hook], type[Hook]] = {
-    CheckpointHook: AtomicCheckpointHook,
-    LoggerHook: SteadyLoggerHook,
-    EMAHook: GuardedEMAHook,
-    EarlyStoppingHook: ResumableEarlyStoppingHook,
-}
 # Hooks that every run has, unless default_hooks has None under the name.
 _ALWAYS: dict[str, type[Hook]] = dict(
     numerical_guard=NumericalGuardHook,
@@ -125,8 +113,14 @@ class DenseRunner(Runner):
         )
         if loop.quarantine is not None:
             parts['quarantine'] = loop.quarantine
-        # The numerical guard, early stopping, and hooks of other projects that can be resumed.
-        parts |= {type(hook).__name__: hook for hook in self.hooks if isinstance(hook, Stateful)}
+        # The numerical guard, early stopping, and hooks of other projects that can be resumed. Of
+        # several of a type the last has its plain name, as in checkpoints that have but one.
+        seen: Counter[str] = Counter()
+        for hook in reversed(self.hooks):
+            if isinstance(hook, Stateful):
+                name = type(hook).__name__
+                seen[name] += 1
+                parts[name if seen[name] == 1 else f'{name}.{seen[name]}'] = hook
         return parts | dict(random=self.random)
 
     @cached_property
@@ -375,12 +369,7 @@ class DenseRunner(Runner):
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         """Register a hook; of those that lose something in a stopped run, our subclass."""
-        if isinstance(hook, dict):
-            kind = HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type']
-            if kind in _OURS:
-                hook = {**hook, 'type': _OURS[kind]}
-                self.logger.info(f'{kind.__name__}: {_OURS[kind].__name__} takes its place.')
-        super().register_hook(hook, priority)
+        super().register_hook(substitute(hook, self.logger), priority)
 
     @staticmethod
     def build_dataloader(

@@ -146,9 +146,10 @@ ALL = {'parameters', 'buffers', 'optimizer', 'average'}
 def guarded_runner(folder: Path, poison: dict, guard: dict | None = None, **options: Any) -> Runner:
     hooks = [dict(type='Trace'), dict(type='Poison', **poison)]
     wrapper = options.pop('wrapper', 'OptimWrapper')
+    average = options.pop('average', 'EMAHook')
     cfg = tiny.tiny_config(folder, ema=True, hooks=hooks, **options)
     cfg.custom_hooks = [dict(type='NumericalGuardHook', **(guard or {})), *cfg.custom_hooks]
-    cfg.custom_hooks[-1].update_buffers = True
+    cfg.custom_hooks[-1].update(type=average, update_buffers=True)
     cfg.model.type = 'NamedModel'
     cfg.train_dataloader.dataset.type = 'NamedDataset'
     cfg.optim_wrapper.type = wrapper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -217,6 +218,35 @@ def test_early_stopping_is_resumed(runs):
         runs / 'b', train, runs / 'resumed', [], resume=True, load_from=kept / '15.pth'
     ).result()
     assert resumed == stopped_at
+
+
+def test_hooks_of_one_type_are_resumed_each_with_its_own_state(tmp_path):
+    def stopping(monitor: str) -> dict[str, Any]:
+        return dict(type='EarlyStoppingHook', monitor=monitor, rule='greater')
+
+    def parts(*monitors: str) -> dict[str, Any]:
+        runner = tiny.tiny_runner(tmp_path, hooks=[stopping(monitor) for monitor in monitors])
+        names = runner.resumable().items()
+        return {name: part for name, part in names if 'EarlyStopping' in name}
+
+    saved = {}
+    for score, (name, part) in enumerate(parts('tiny/accuracy', 'tiny/score').items()):
+        part.best_score = score
+        saved[name] = part.state_dict()
+    assert len(saved) == 2
+    again = parts('tiny/accuracy', 'tiny/score')
+    for name, part in again.items():
+        part.load_state_dict(saved[name])
+    assert sorted((part.monitor, part.best_score) for part in again.values()) == [
+        ('tiny/accuracy', 1.0),
+        ('tiny/score', 0.0),
+    ]
+    # What has been watched is another metric now, or a checkpoint of before has but one.
+    [(name, part)] = parts('tiny/accuracy').items()
+    part.load_state_dict(saved[name])
+    assert part.best_score == -math.inf
+    part.load_state_dict(dict(wait_count=2, best_score=0.5))
+    assert (part.wait_count, part.best_score) == (2, 0.5)
 
 
 def test_a_seed_drawn_at_random_is_taken_over(runs):
