@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from backbones.checkpoints import localise
 from ..errors import UserError
 from .moved import modernize
 from .overrides import apply_overrides
-from .walk import entries_of, nodes_of_type
+from .walk import datasets_of, entries_of, nodes_of_type
 
 
 def load_config(
@@ -97,14 +97,27 @@ def use_mirror(cfg: Config, mirror: str | None) -> None:
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
-    """Make the test write its predictions: a pickle of detections, or a folder of label maps."""
+    """Make the test write its predictions: a pickle of detections, or a folder of label maps.
+
+    Raises:
+        UserError: Detections would go to a file that is no pickle.
+    """
     if cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.output_dir = os.path.abspath(out)
-        return
-    if Path(out).suffix not in ('.pkl', '.pickle'):
+        roots = [
+            os.path.join(node.get('data_root') or '', (node.get('data_prefix') or {})['img_path'])
+            for _, node in datasets_of(cfg, 'test')
+            if (node.get('data_prefix') or {}).get('img_path')
+        ]
+        writer = dict(type='DumpLabelMaps', folder=os.path.abspath(out), roots=roots)
+    elif Path(out).suffix in ('.pkl', '.pickle'):
+        writer = dict(type='DumpDetResults', out_file_path=out)
+    else:
         raise UserError(f'--out {out}: detections go to a .pkl file')
-    metrics = [metric for _, metric in entries_of(cfg.test_evaluator)]
-    cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+    evaluator = cfg.get('test_evaluator')
+    if isinstance(evaluator, MutableMapping) and 'metrics' in evaluator:
+        evaluator['metrics'] = [*(m for _, m in entries_of(evaluator['metrics'])), writer]
+    else:
+        cfg.test_evaluator = [*(metric for _, metric in entries_of(evaluator)), writer]
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
+from mmengine.evaluator import DumpResults
 from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.registry import HOOKS
 
@@ -79,14 +80,19 @@ class EmptyResultHook(Hook):
     """Says why an evaluation has no figures when the model detected nothing at all."""
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        self._explain(runner, metrics)
+        self._explain(runner, runner.val_loop, metrics)
 
     def after_test_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        self._explain(runner, metrics)
+        self._explain(runner, runner.test_loop, metrics)
 
     @staticmethod
-    def _explain(runner, metrics: dict[str, float] | None) -> None:
-        if not metrics:
+    def _explain(runner, loop, metrics: dict[str, float] | None) -> None:
+        # Those that only write files have no figures to give.
+        measuring = any(
+            not (isinstance(metric, DumpResults) or getattr(metric, 'format_only', False))
+            for metric in loop.evaluator.metrics
+        )
+        if measuring and not metrics:
             runner.logger.warning(
                 'No AP: no detection scored above test_cfg.score_thr. This is usual after a '
                 'very short training or from random weights; train longer or lower the threshold.'

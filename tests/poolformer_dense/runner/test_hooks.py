@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
+from mmdet.evaluation import CocoMetric
+from mmengine.evaluator import DumpResults
 
 from poolformer_dense.config.load import enable_lr_scaling, load_config
-from poolformer_dense.runner.hooks import BatchReportHook, batch_factors
+from poolformer_dense.runner.hooks import BatchReportHook, EmptyResultHook, batch_factors
+from poolformer_dense.runner.label_writer import DumpLabelMaps
 from poolformer_dense.runner.runner import build_runner
 
 
@@ -149,3 +153,25 @@ def test_every_training_has_the_report(demo):
 def test_factors_come_from_the_config(demo):
     cfg = demo({'train_dataloader.batch_size': 3})
     assert batch_factors(cfg) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'metrics_of_the_run', 'explained'),
+    [
+        ([CocoMetric()], {}, True),
+        ([CocoMetric()], {'coco/bbox_mAP': 0.1}, False),
+        ([CocoMetric(format_only=True, outfile_prefix='x')], {}, False),
+        ([CocoMetric(format_only=True, outfile_prefix='x'), DumpResults('x.pkl')], {}, False),
+        ([CocoMetric(), DumpResults('x.pkl')], {}, True),
+        ([DumpLabelMaps('x')], {}, False),
+    ],
+)
+def test_only_an_evaluation_without_figures_is_explained(
+    metrics, metrics_of_the_run, explained, caplog
+):
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics))
+    logger = logging.getLogger('explained')
+    runner = SimpleNamespace(val_loop=loop, test_loop=loop, logger=logger)
+    EmptyResultHook().after_val_epoch(runner, metrics_of_the_run)
+    EmptyResultHook().after_test_epoch(runner, metrics_of_the_run)
+    assert len([line for line in caplog.messages if 'no detection' in line]) == 2 * explained
