@@ -4,7 +4,7 @@ from .conversion import convert_names, detect_layout, from_layout, to_layout
 from .fetching import MIRROR_VARIABLE, is_url, localise
 from .fitting import Fit, fit, load_weights, reorder_optimizer, weights_of
 from .layouts import LAYOUTS
-from .reading import check_source, read_checkpoint, safe_reading
+from .reading import check_source, read_checkpoint, read_outline, safe_reading
 from .refusals import CheckpointError, listed
 from .seal import seal_holds
 
@@ -23,6 +23,7 @@ __all__ = [
     'load_weights',
     'localise',
     'read_checkpoint',
+    'read_outline',
     'reorder_optimizer',
     'safe_reading',
     'seal_holds',

@@ -68,6 +68,21 @@ def check_source(source: str | Path) -> None:
         check_container(file, size, path.suffix)
 
 
+def read_outline(source: str | Path) -> Any:
+    """Read a checkpoint as `read_checkpoint` does, its tensors on the meta device.
+
+    Neither its seal is checked nor a tensor read, so the file may still be damaged.
+
+    Args:
+        source: As for `read_checkpoint`.
+
+    Raises:
+        CheckpointError: As from `read_checkpoint`.
+    """
+    with _opened(source) as (path, file, size):
+        return READERS[check_container(file, size, path.suffix)](file, size, torch.device('meta'))
+
+
 @contextlib.contextmanager
 def safe_reading(unsafe: bool = False) -> Iterator[None]:
     """Make mmengine read checkpoints of every scheme by `read_checkpoint` meanwhile.

@@ -6,23 +6,23 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from backbones.checkpoints import CheckpointError, is_url, read_checkpoint
+from backbones.checkpoints import CheckpointError, is_url, read_checkpoint, read_outline
 
 from ..errors import UserError
 
 _NAME = re.compile(r'(epoch|iter)_\d+\.pth')
 
 
-class _Found(NamedTuple):
+class _Candidate(NamedTuple):
+    saved_at: float
+    iteration: int
     path: Path
-    fault: str | None = None
-    saved_at: float = 0.0
-    iteration: int = 0
 
 
 def saved_checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -36,15 +36,20 @@ def saved_checkpoints(folder: str | os.PathLike) -> list[Path]:
     return sorted(found | ({pointed} if pointed else set()))
 
 
-def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path | None, list[str]]:
+def newest_intact(
+    folder: str | os.PathLike,
+    since: float = 0.0,
+    read: Callable[[Path], Any] = read_checkpoint,
+) -> tuple[Path | None, list[str]]:
     """Find the newest checkpoint of a work directory that is intact.
 
     ``last_checkpoint`` adds the folder and the file that it names; what is newest, the
-    checkpoints themselves say.
+    checkpoints themselves say. From the newest on, they are read until one is intact.
 
     Args:
         folder: The work directory.
         since: Leave out those saved before, in seconds since 1970.
+        read: Reads a checkpoint, to see whether it can be; the last one is the one found.
 
     Returns:
         The path, None if there is not one; and a line for each that was skipped.
@@ -52,20 +57,32 @@ def newest_intact(folder: str | os.PathLike, since: float = 0.0) -> tuple[Path |
     Raises:
         UserError: There are checkpoints, and none of them can be used.
     """
-    found = [_examine(path) for path in saved_checkpoints(folder)]
-    faulty = [f'{each.path}: {each.fault}' for each in found if each.fault]
-    usable = [each for each in found if not each.fault and each.saved_at >= since]
-    if usable:
-        return max(usable, key=lambda each: (each.saved_at, each.iteration)).path, faulty
-    if faulty and len(faulty) == len(found):
+    paths = saved_checkpoints(folder)
+    candidates, faults = _candidates(paths)
+    for candidate in sorted(candidates, reverse=True):
+        if candidate.saved_at < since:
+            break
+        fault = _damage(candidate.path, read)
+        if fault is None:
+            return candidate.path, faults
+        faults.append(f'{candidate.path}: {fault}')
+    if faults and len(faults) == len(paths):
         raise UserError(
-            f'no checkpoint in {folder} can be resumed from ({"; ".join(faulty)}); name another '
+            f'no checkpoint in {folder} can be resumed from ({"; ".join(faults)}); name another '
             'with --resume PATH, or move these away to start from iteration 0'
         )
-    return None, faulty
+    return None, faults
 
 
-def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -> str | None:
+def last_save(folder: str | os.PathLike) -> float:
+    """The latest time of saving, in seconds since 1970, among a work directory's checkpoints."""
+    candidates, _ = _candidates(saved_checkpoints(folder))
+    return max((candidate.saved_at for candidate in candidates), default=0.0)
+
+
+def checkpoint_to_resume(
+    folder: str, automatic: bool, logger: logging.Logger, read: Callable[[Path], Any]
+) -> str | None:
     """Return the checkpoint that a run continues from; None leaves it to its config.
 
     mmengine takes what ``last_checkpoint`` names, whatever is there. Here one rank looks for all.
@@ -77,6 +94,7 @@ def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -
         folder: The work directory.
         automatic: Whether the run resumes and no checkpoint is named.
         logger: For what was passed over.
+        read: As for `newest_intact`.
 
     Raises:
         UserError: The run is to resume, and none of its checkpoints can be used.
@@ -85,7 +103,7 @@ def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -
     if not automatic and not restarted:
         return None
     since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
-    answers = [_answer(folder, since) if is_main_process() else (None, [], None)]
+    answers = [_answer(folder, since, read) if is_main_process() else (None, [], None)]
     broadcast_object_list(answers)
     path, skipped, error = answers[0]
     if error and automatic:
@@ -95,9 +113,11 @@ def checkpoint_to_resume(folder: str, automatic: bool, logger: logging.Logger) -
     return path
 
 
-def _answer(folder: str, since: float) -> tuple[str | None, list[str], str | None]:
+def _answer(
+    folder: str, since: float, read: Callable[[Path], Any]
+) -> tuple[str | None, list[str], str | None]:
     try:
-        path, skipped = newest_intact(folder, since)
+        path, skipped = newest_intact(folder, since, read)
     except UserError as error:
         return None, [], str(error)
     return (str(path) if path else None), skipped, None
@@ -113,17 +133,31 @@ def _pointed(folder: Path) -> Path | None:
     return own if own.exists() else Path(name)
 
 
-def _examine(path: Path) -> _Found:
+def _candidates(paths: list[Path]) -> tuple[list[_Candidate], list[str]]:
+    """Look at what the checkpoints say of themselves; and a line for each that can't be used."""
+    candidates, faults = [], []
+    for path in paths:
+        try:
+            checkpoint = read_outline(path)
+            if not isinstance(checkpoint, dict) or not {'meta', 'optimizer'} <= set(checkpoint):
+                faults.append(f'{path}: it holds only weights')
+                continue
+            meta = checkpoint['meta']
+            saved_at = float(meta.get('saved_at', path.stat().st_mtime))
+            candidates.append(_Candidate(saved_at, int(meta.get('iter', 0)), path))
+        except CheckpointError as error:
+            faults.append(f'{path}: {error.__cause__ or error}')
+        except (AttributeError, TypeError, ValueError):
+            faults.append(f'{path}: damaged')
+    return candidates, faults
+
+
+def _damage(path: Path, read: Callable[[Path], Any]) -> str | None:
     try:
-        checkpoint = read_checkpoint(path, map_location='meta')
-        if not _records_are_whole(path):
-            return _Found(path, 'damaged')
+        read(path)
     except CheckpointError as error:
-        return _Found(path, str(error.__cause__ or error))
-    if not isinstance(checkpoint, dict) or not {'meta', 'optimizer'} <= set(checkpoint):
-        return _Found(path, 'it holds only weights')
-    meta = checkpoint['meta']
-    return _Found(path, None, meta.get('saved_at', path.stat().st_mtime), meta.get('iter', 0))
+        return str(error.__cause__ or error)
+    return None if _records_are_whole(path) else 'damaged'
 
 
 def _records_are_whole(path: Path) -> bool:

@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -53,7 +55,7 @@ from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
 from .ranks import write_on_main
-from .resume import checkpoint_to_resume
+from .resume import checkpoint_to_resume, last_save
 from .state import (
     AccumulatedGradients,
     Position,
@@ -90,6 +92,10 @@ class DenseRunner(Runner):
     _resume: bool
     _load_from: str | None
     _has_loaded: bool
+    # The checkpoint that was read to choose it, until it is loaded.
+    _examined: tuple[str, dict[str, Any]] | None = None
+    # The time in the checkpoint that was saved last; None before a save.
+    _saved_at: float | None = None
     # What `restore_run_state` will bring back; None if the run is not resumed.
     _to_restore: dict[str, Any] | None = None
     # Within `saving_together`, what all ranks contribute to a checkpoint.
@@ -213,8 +219,7 @@ class DenseRunner(Runner):
                 seed=self.seed,
                 experiment_name=self.experiment_name,
                 time=time.strftime('%Y%m%d_%H%M%S', time.localtime()),
-                # Seconds since 1970: mmengine's own time is local, and a copied file is younger.
-                saved_at=time.time(),
+                saved_at=self._time_of_save(),
                 mmengine_version=mmengine.__version__,
                 poolformer_dense_version=__version__,
             ),
@@ -234,17 +239,29 @@ class DenseRunner(Runner):
             checkpoint['run_state'] = self._run_state
         return checkpoint
 
+    def _time_of_save(self) -> float:
+        """Seconds since 1970, later than in all checkpoints of the folder, whatever the clock."""
+        last = last_save(self.work_dir) if self._saved_at is None else self._saved_at
+        self._saved_at = max(time.time(), math.nextafter(last, math.inf))
+        return self._saved_at
+
     # --- loading and resuming ------------------------------------------------------------------
 
     def load_or_resume(self) -> None:
         """Load or resume as the config says; what is resumed is the newest intact checkpoint."""
         if not self._has_loaded and self._train_loop is not None:
             automatic = self._resume and self._load_from is None
-            path = checkpoint_to_resume(self.work_dir, automatic, self.logger)
+            path = checkpoint_to_resume(self.work_dir, automatic, self.logger, self._examine)
             if path is not None:
                 self._resume, self._load_from = True, path
                 self.logger.info(f'Resuming from {path}.')
         super().load_or_resume()
+        self._examined = None
+
+    def _examine(self, path: Path) -> None:
+        """Read a checkpoint to see whether it can be."""
+        self._examined = None
+        self._examined = str(path), read_checkpoint(path, get_device())
 
     def load_checkpoint(
         self,
@@ -271,7 +288,11 @@ class DenseRunner(Runner):
         if not strict:
             with run_process(self.unsafe_load):
                 return super().load_checkpoint(filename, map_location, strict, list(revise_keys))
-        checkpoint = read_checkpoint(filename, map_location, self.unsafe_load)
+        examined, self._examined = self._examined, None
+        if examined is not None and examined[0] == filename:
+            checkpoint = examined[1]
+        else:
+            checkpoint = read_checkpoint(filename, map_location, self.unsafe_load)
         if self._resume and not {'optimizer', 'message_hub'} <= set(checkpoint):
             raise CheckpointError(
                 'the checkpoint to resume from holds only weights; to start from them, use '

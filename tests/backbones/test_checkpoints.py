@@ -20,9 +20,10 @@ from backbones.checkpoints import (
     check_source,
     load_weights,
     read_checkpoint,
+    read_outline,
     to_layout,
 )
-from poolformer_dense.files import write_checkpoint
+from poolformer_dense.files import save_sealed, write_checkpoint
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 
@@ -389,6 +390,20 @@ def test_what_torch_saves_comes_back_the_same(tmp_path, name, old):
         views = read_checkpoint(path)['x']
         views[0][3] = 99
         assert views[1][0] == 99  # they share memory, as before
+
+
+def test_an_outline_is_read_though_tensors_are_damaged(tmp_path):
+    path = tmp_path / 'sealed.pth'
+    save_sealed({'step': 3, 'weights': torch.zeros(500)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b'\0' * 2000) + 1000] = 1
+    path.write_bytes(content)
+    outline = read_outline(path)
+    assert outline['step'] == 3
+    assert outline['weights'].is_meta
+    assert outline['weights'].shape == (500,)
+    with pytest.raises(CheckpointError, match='damaged'):
+        read_checkpoint(path)
 
 
 def test_mmengine_log_buffers_are_read(tmp_path):

@@ -46,9 +46,11 @@ def damage_all(runs: Path, tally, times: int, resumed: int) -> None:
         assert seal_holds(newest) is False, where
         with pytest.raises(CheckpointError):
             read_checkpoint(newest)
-        path, [line] = newest_intact(folder)
+        path, skipped = newest_intact(folder)
         assert path == previous, where
-        assert line.startswith(str(newest)), where
+        # With a bit of its date changed it may look older, and is not read.
+        dated = kind == 'bit flips' and not skipped
+        assert dated or [line.partition(': ')[0] for line in skipped] == [str(newest)], where
         if number % (times // resumed) == 0:
             again = shutil.copytree(folder, runs / f'again{number}')
             result = tiny.fork(runs / 'result', _train, again, 12, resume=True).result()

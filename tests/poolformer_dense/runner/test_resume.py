@@ -6,12 +6,14 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from backbones.checkpoints import read_checkpoint
 from poolformer_dense import files
 from poolformer_dense.errors import UserError
 from poolformer_dense.runner.resume import newest_intact, saved_checkpoints
@@ -52,6 +54,20 @@ class TestNewestIntact:
         save('epoch_1.pth', 5.0, 10)
         newest = save('iter_11.pth', 5.0, 11)
         assert newest_intact(tmp_path) == (newest, [])
+
+    def test_older_ones_are_not_read(self, save, tmp_path):
+        first, second, third = (save(f'epoch_{n}.pth', float(n)) for n in (1, 2, 3))
+        _flip(first)
+        _flip(third)
+        read = []
+
+        def reading(path: Path) -> None:
+            read.append(path)
+            read_checkpoint(path)
+
+        path, [line] = newest_intact(tmp_path, read=reading)
+        assert (path, read) == (second, [third, second])
+        assert line.startswith(f'{third}: ')
 
     def test_last_checkpoint_is_no_more_than_a_hint(self, save, tmp_path):
         old, new = save('epoch_1.pth', 1.0), save('epoch_2.pth', 2.0)
@@ -181,6 +197,32 @@ def test_a_run_goes_on_from_the_newest(copy):
     assert start == 12
     assert 'Not resumed' not in said
     assert f'Resuming from {copy}/epoch_2.pth' in said
+
+
+def test_a_run_reads_the_one_that_it_resumes_from_once(copy, monkeypatch):
+    read = []
+
+    def reading(path, *arguments):
+        read.append(Path(path).name)
+        return read_checkpoint(path, *arguments)
+
+    monkeypatch.setattr('poolformer_dense.runner.runner.read_checkpoint', reading)
+    assert _resumed(copy)[0] == 12
+    assert read == ['epoch_2.pth']
+
+
+def test_a_date_in_the_future_wins_no_longer_than_until_the_next_save(copy):
+    checkpoint = torch.load(copy / 'epoch_1.pth', weights_only=False)
+    ahead = time.time() + 1e6
+    checkpoint['meta']['saved_at'] = ahead
+    files.save_sealed(checkpoint, copy / 'epoch_9.pth')
+    assert newest_intact(copy)[0] == copy / 'epoch_9.pth'
+    tiny.tiny_runner(copy, resume=True, **OPTIONS).train()  # the second epoch again
+    assert newest_intact(copy)[0] == copy / 'epoch_2.pth'
+    tiny.tiny_runner(copy, **OPTIONS).train()  # from the beginning
+    saved_at = torch.load(copy / 'epoch_1.pth', weights_only=False)['meta']['saved_at']
+    assert newest_intact(copy)[0] == copy / 'epoch_2.pth'
+    assert saved_at > ahead
 
 
 def test_a_run_falls_back_and_says_so(copy):
