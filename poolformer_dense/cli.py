@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RankError, UserError, first_process
+from .literals import parse_value
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -49,17 +50,16 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the config file, which must exist, and ``--cfg-options``."""
-    from mmengine.config import DictAction  # without torch, but slower than all else here
-
     parser.add_argument('config', type=_config_file, help='config file')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Overrides,
         type=_key_value,
         metavar='KEY=VALUE',
         help='override entries of the config: key=value, with dots for depth and [] or () for '
-        'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; '
+        'lists, e.g. train_dataloader.batch_size=4 "model.backbone.out_indices=(1,2,3)"; words '
+        """between commas are a list, except in a path or in quotes of its own, "key='a,b'"; """
         'data_root=PATH moves every path of the data',
     )
 
@@ -81,6 +81,19 @@ def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
         help='run the code that a checkpoint holds instead of refusing it: only for files of '
         'people whom you trust with this account',
     )
+
+
+class _Overrides(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest) or {}
+        pairs = (argument.partition('=')[::2] for argument in values)
+        setattr(namespace, self.dest, earlier | {key: parse_value(text) for key, text in pairs})
 
 
 class _UnsafeLoad(argparse.Action):
@@ -114,5 +127,8 @@ def _config_file(path: str) -> str:
 
 def _key_value(argument: str) -> str:
     if '=' not in argument:
-        raise argparse.ArgumentTypeError(f'{argument!r} is not of the form key=value')
+        raise argparse.ArgumentTypeError(
+            f'{argument!r} is not of the form key=value; put quotes around a value with spaces, '
+            'e.g. "load_from=/my files/a.pth"'
+        )
     return argument

@@ -18,6 +18,7 @@ from mmengine.utils import import_modules_from_strings
 from backbones.checkpoints import localise
 
 from ..errors import UserError
+from .config_file import read_config
 from .moved import modernize
 from .overrides import apply_overrides
 from .walk import datasets_of, entries_of, nodes_of_type
@@ -43,11 +44,10 @@ def load_config(
         prepare: Changes to make before the overrides, which may then refer to them.
 
     Raises:
-        UserError: There is no such config, what it imports is not there, or an override is wrong.
+        UserError: There is no such config, it can't be read, what it imports is not there, or an
+            override is wrong.
     """
-    if not Path(path).is_file():
-        raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
-    cfg = Config.fromfile(path, import_custom_modules=False)
+    cfg = read_config(path)
     if changes := modernize(cfg):
         message = f'{path} is of an earlier version: {", ".join(changes)}'
         print_log(message, 'current', logging.WARNING)

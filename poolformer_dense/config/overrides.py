@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,7 @@ def apply_overrides(cfg: Config, overrides: dict[str, Any]) -> None:
     """
     overrides = dict(overrides)
     if 'data_root' in overrides and 'data_root' in cfg:
+        _check_value(cfg, 'data_root', overrides['data_root'])
         _move_data_root(cfg, str(overrides.pop('data_root')))
     merged = copy.deepcopy(cfg)
     for key, value in overrides.items():
@@ -113,7 +115,7 @@ def _check_key(cfg: Config, merged: Config, key: str) -> None:
 
 
 def _check_value(cfg: Config, key: str, value: Any) -> None:
-    """Refuse a type that is not registered, and text where the config has a number."""
+    """Refuse a type that is not registered, and what is of another kind than the config's."""
     if key.split('.')[-1] == 'type' and isinstance(value, str) and not _classes(value):
         known = [name for root in _REGISTRIES for name in _registered(root)]
         nearest = difflib.get_close_matches(value, known, 1, 0.6)
@@ -122,6 +124,17 @@ def _check_value(cfg: Config, key: str, value: Any) -> None:
     old = dict(walk(cfg)).get(key)
     if isinstance(old, (int, float)) and isinstance(value, str):
         raise UserError(f'--cfg-options {key}: {value!r} is text, the config has {old!r} there')
+    if isinstance(old, (list, tuple)) and isinstance(value, str) and ',' in value:
+        raise UserError(
+            f'--cfg-options {key}: {value!r} is text, the config has a list there; put brackets '
+            f'around a list: "{key}=[{value}]"'
+        )
+    if isinstance(old, str) and re.search(r'[/.]', old) and isinstance(value, (list, tuple)):
+        text = ','.join(map(str, value))
+        raise UserError(
+            f'--cfg-options {key}: {value!r} is a list, the config has the text {old!r} there; '
+            f'put quotes around a text with commas: {key}="\'{text}\'"'
+        )
 
 
 def _registered(root: registry.Registry) -> Iterator[str]:

@@ -66,7 +66,7 @@ from .state import (
     upgrade,
 )
 from .substitutes import substitute
-from .workers import clear_errors, with_timeout
+from .workers import clear_errors, fit_workers
 
 # Hooks that every run has, unless default_hooks has None under the name.
 _ALWAYS: dict[str, type[Hook]] = dict(
@@ -398,9 +398,9 @@ class DenseRunner(Runner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build a loader as mmengine does, with a limit to the wait for a stuck worker."""
+        """Build a loader as mmengine does, with what suits its number of workers."""
         if not isinstance(dataloader, DataLoader):
-            dataloader = with_timeout(dataloader)
+            dataloader = fit_workers(dataloader)
         return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:

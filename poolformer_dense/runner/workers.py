@@ -22,14 +22,20 @@ _gave_up = threading.Event()
 _RESUME = 'then resume with --resume'
 
 
-def with_timeout(dataloader: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dataloader's config with a timeout, if it has workers and none is set.
+# What torch refuses of a loader without workers.
+_OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'multiprocessing_context')
 
-    torch waits forever by default. Slow storage may need more for its first batches:
-    ``--cfg-options train_dataloader.timeout=300``; 0 is torch's default again.
+
+def fit_workers(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataloader's config with what suits its number of workers.
+
+    With workers it gets a timeout if none is set: torch waits forever by default. Slow storage may
+    need more for its first batches: ``--cfg-options train_dataloader.timeout=300``; 0 is torch's
+    default again. With ``num_workers=0`` it loses the settings of workers, which torch refuses.
     """
-    timeout = dict(timeout=TIMEOUT) if dataloader.get('num_workers', 0) > 0 else {}
-    return timeout | dict(dataloader)
+    if dataloader.get('num_workers', 0) > 0:
+        return dict(timeout=TIMEOUT) | dict(dataloader)
+    return {key: value for key, value in dataloader.items() if key not in _OF_WORKERS}
 
 
 def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolformer_dense.config.load import load_config
 from poolformer_dense.config.overrides import apply_overrides
+from poolformer_dense.config.walk import walk
 from poolformer_dense.errors import UserError
 
 
@@ -100,11 +103,39 @@ def test_new_type_brings_its_own_arguments(retinanet):
             "no class is called 'AdamX'; the nearest is Adam",
         ),
         ('train_cfg.max_epochs', 'abc', "'abc' is text, the config has 12 there"),
+        (
+            'custom_imports.imports',
+            'my.a,my.b',
+            'the config has a list there; put brackets around a list: '
+            '"custom_imports.imports=[my.a,my.b]"',
+        ),
+        (
+            'train_dataloader.dataset.data_prefix.img',
+            ['a', 'b'],
+            "is a list, the config has the text 'train2017/' there; put quotes around a text with "
+            'commas: train_dataloader.dataset.data_prefix.img="\'a,b\'"',
+        ),
+        ('data_root', ['my', 'data'], 'put quotes around a text with commas: data_root='),
     ],
 )
 def test_wrong_values_are_named(retinanet, key, value, message):
-    with pytest.raises(UserError, match=f'{key}: {message}'):
+    with pytest.raises(UserError, match=f'{key}: .*{re.escape(message)}'):
         load_config(retinanet, {key: value})
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        {'val_evaluator.metric': ['bbox', 'segm']},
+        {'load_from': '/a b/c,d.pth'},
+        {'train_dataloader.dataset.ann_file': 'a,b.json'},
+        {'train_dataloader.dataset.metainfo.classes': ('traffic light', 'stop sign')},
+    ],
+)
+def test_values_arrive_as_they_are(retinanet, words):
+    cfg = load_config(retinanet, words)
+    key, value = next(iter(words.items()))
+    assert dict(walk(cfg))[key] == value
 
 
 def test_new_hook(retinanet):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import RankError, UserError
 from poolformer_dense.runner.runner import build_runner
-from poolformer_dense.runner.workers import TIMEOUT, clear_errors, with_timeout
+from poolformer_dense.runner.workers import TIMEOUT, clear_errors, fit_workers
 from tests.poolformer_dense.runner import tiny
 
 
@@ -90,8 +90,18 @@ def failure(warmed: None, tmp_path: Path) -> Callable[..., tuple[str, str, int]]
     ],
 )
 def test_timeout_is_set_where_there_are_workers(config: dict, expected: float | None) -> None:
-    assert with_timeout(config) == config | ({} if expected is None else dict(timeout=expected))
+    assert fit_workers(config) == config | ({} if expected is None else dict(timeout=expected))
     assert 0 < TIMEOUT < 60
+
+
+def test_settings_of_workers_are_dropped_with_the_workers() -> None:
+    config = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context='fork')
+    assert fit_workers(dict(num_workers=0, batch_size=2, **config)) == dict(
+        num_workers=0, batch_size=2
+    )
+    assert fit_workers(config) == {}
+    DataLoader([1, 2], **fit_workers(dict(num_workers=0, **config)))
+    assert config.items() <= fit_workers(dict(num_workers=2, **config)).items()
 
 
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGSEGV', 'SIGBUS'])
