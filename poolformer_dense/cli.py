@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import RankError, UserError, first_process
+from .errors import RankError, UserError, first_process, told_launcher
 from .literals import parse_value
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -36,8 +36,9 @@ def run_tool(main: Callable[[], None]) -> int:
             raise
         return _report(error)
     except KeyboardInterrupt:
-        print('\ninterrupted; --resume continues a training from its last checkpoint')
-        return 130
+        if first_process():
+            print('\ninterrupted; --resume continues a training from its last checkpoint')
+        return told_launcher(130)
     return 0
 
 

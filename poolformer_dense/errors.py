@@ -1,6 +1,7 @@
-"""The error that a tool prints as one line, and the process that prints it."""
+"""The error that a tool prints as one line, the process that prints it, and exit codes."""
 
 import os
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,3 +15,16 @@ class RankError(UserError):
 def first_process() -> bool:
     """Whether this is the first of a job's processes, which torchrun and Slurm number."""
     return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+
+
+def told_launcher(code: int) -> int:
+    """Return the code to end a stopped run with, after telling the launcher's script.
+
+    torchrun and srun take any code but 0 for a failure, and end or restart the others. So where
+    tools/supervise.sh has set ``PREEMPTED_FILE``, the code goes into that file and this is 0.
+    """
+    file = os.environ.get('PREEMPTED_FILE')
+    if not file:
+        return code
+    Path(file).write_text(str(code))
+    return 0

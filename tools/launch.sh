@@ -2,7 +2,7 @@
 # Usage: tools/launch.sh PROCESSES_PER_NODE TOOL [arguments of the tool]
 # Starts a tool of this folder under torchrun. Reads NNODES, NODE_RANK, MASTER_ADDR and PORT, see docs/clusters.md.
 # After a failure all processes are restarted, up to MAX_RESTARTS times (default 0). On SIGTERM or SIGUSR1 a training
-# saves a checkpoint and ends with code 75.
+# saves a checkpoint and ends with code 75, on Ctrl-C with 130.
 set -euo pipefail
 # shellcheck source=tools/supervise.sh
 . "$(dirname "${BASH_SOURCE[0]}")/supervise.sh"
@@ -17,11 +17,14 @@ if [ "${MAX_RESTARTS:-0}" != 0 ]; then
 else
     rendezvous=(--node-rank "${NODE_RANK:-0}" --master-addr "$address" --master-port "$port")
 fi
-# Signal the processes directly: torchrun kills them 30 s after a SIGTERM, and SIGUSR1 kills torchrun itself.
-signal_processes() { kill -USR1 $(cat "/proc/$1/task/$1/children") 2>/dev/null || true; }
+# Signal the processes directly: torchrun kills them 30 s after a SIGTERM or SIGINT, and SIGUSR1 kills torchrun itself.
+signal_processes() {
+    kill -"$2" $(cat "/proc/$1/task/$1/children") 2>/dev/null || [ "$2" != INT ] || kill -TERM "$1"
+}
+# In a session of its own, or it would receive the terminal's Ctrl-C too.
 torchrun() {
     trap '' USR1
-    exec "$python" -m torch.distributed.run --nnodes "${NNODES:-1}" "${rendezvous[@]}" \
+    exec setsid "$python" -m torch.distributed.run --nnodes "${NNODES:-1}" "${rendezvous[@]}" \
         --max-restarts "${MAX_RESTARTS:-0}" --nproc-per-node "$@" --launcher pytorch
 }
 code=0

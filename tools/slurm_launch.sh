@@ -12,7 +12,8 @@ gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 export MASTER_PORT=${PORT:-${MASTER_PORT:-29500}}
 # SRUN_ARGS is split into words and comes last, so that its options override the ones before.
-signal_srun() { kill -USR1 "$1"; }
+# The terminal sends Ctrl-C to srun too.
+signal_srun() { [ "$2" = INT ] || kill -USR1 "$1"; }
 code=0
 # FOLDER is the working directory, because all nodes can access it. srun forwards signals to the processes.
 # shellcheck disable=SC2086

@@ -6,29 +6,38 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/pytho
 fi
 
 # `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs
-# one, and returns its exit code. It returns 75 if the launched processes created the file PREEMPTED_FILE in FOLDER, as
-# a preempted training does. On the script's first SIGTERM or SIGUSR1, `FORWARD PID` is called with the launcher's PID; on
-# the second, the launcher gets a SIGTERM.
+# one, and returns its exit code, or the one that the launched processes wrote to the file PREEMPTED_FILE in FOLDER, as
+# a preempted training does. On the script's first SIGTERM, SIGUSR1 or SIGINT, `FORWARD PID USR1|INT` is called with the
+# launcher's PID; on the second, the launcher gets a SIGTERM.
 supervise() {
     local folder=$1 forward=$2 launcher code forwarded=no
+    pass_on() {
+        if [ "$forwarded" = no ]; then
+            forwarded=yes
+            "$forward" "$launcher" "$1"
+        else
+            kill -TERM "$launcher"
+        fi
+    }
     shift 2
     PREEMPTED_FILE=$(mktemp -u "$folder/.preempted.XXXXXXXX")
     LAUNCH_TIME=$(date +%s)
     export PREEMPTED_FILE LAUNCH_TIME
     (trap - INT QUIT && "$@") &
     launcher=$!
-    trap 'if [ "$forwarded" = no ]; then forwarded=yes; "$forward" "$launcher"; else kill -TERM "$launcher"; fi' TERM USR1
-    trap : INT  # the launcher receives it too
+    trap 'pass_on USR1' TERM USR1
+    trap 'pass_on INT' INT
+    trap 'kill -TERM "$launcher"' HUP
     while :; do
         code=0
         wait "$launcher" || code=$?
         # A signal interrupts `wait` while the launcher is still running.
         kill -0 "$launcher" 2>/dev/null || break
     done
-    trap - TERM USR1 INT
+    trap - TERM USR1 INT HUP
     if [ -e "$PREEMPTED_FILE" ]; then
+        code=$(cat "$PREEMPTED_FILE")
         rm -f "$PREEMPTED_FILE"
-        code=75
     fi
     return "$code"
 }

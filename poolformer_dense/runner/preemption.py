@@ -1,4 +1,4 @@
-"""Preemption: save a checkpoint and end on SIGTERM or SIGUSR1."""
+"""Preemption and Ctrl-C: save a checkpoint and end on SIGTERM, SIGUSR1 or SIGINT."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..errors import first_process, told_launcher
 from .checkpoint_hook import AtomicCheckpointHook
-from .ranks import any_rank, least
+from .ranks import greatest, least
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # EX_TEMPFAIL of sysexits.h: "try again later".
 EXIT_CODE = 75
 # A launcher passes on a signal that its group has received too: those are one.
 _ECHO = 1.0  # seconds
+# Without a launcher only programs such as timeout send Ctrl-C's signal twice, without a pause.
+_ECHO_OF_INTERRUPT = 0.2  # seconds
 # How often forked children look whether their parent is still there.
 _LOOKS = 5.0  # seconds
 
@@ -37,6 +40,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.pid: int | None = None
+        self.can_save = False
         self.received: signal.Signals | None = None
         self._received_at = 0.0
 
@@ -44,10 +48,17 @@ class _Watch:
         if self.pid != os.getpid():
             return
         now = time.monotonic()
-        if self.received is None:
-            self.received, self._received_at = signal.Signals(number), now
-        elif now - self._received_at > _ECHO:
-            os._exit(128 + number)
+        alone = number == signal.SIGINT and not is_distributed()
+        if self.received is not None:
+            if now - self._received_at > (_ECHO_OF_INTERRUPT if alone else _ECHO):
+                os._exit(128 + number)
+            return
+        if number == signal.SIGINT:
+            if not self.can_save:
+                signal.default_int_handler(number, frame)
+            if first_process():
+                os.write(2, b'\nCtrl-C: the run saves and ends; once more ends it without saving\n')
+        self.received, self._received_at = signal.Signals(number), now
 
 
 _watch = _Watch()
@@ -57,7 +68,10 @@ _at_fork = threading.Lock()  # taken for good once the functions below are regis
 
 @contextmanager
 def watching_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 ask for an end, to which `PreemptionHook` leads.
+    """Within the block signals ask for an end, to which `PreemptionHook` leads.
+
+    These are SIGTERM, SIGUSR1 and, during the training itself, SIGINT, which stays a
+    KeyboardInterrupt before and after it; where a shell has it ignored, it stays ignored.
 
     A second signal exits at once, with 128 plus its number. Forked children, such as the data
     loader's workers, obey these signals only if this process sends them, and end when it has died.
@@ -72,8 +86,10 @@ def watching_signals() -> Iterator[None]:
             after_in_parent=_release_signals,
             after_in_child=_obey_parent_alone,
         )
-    _watch.pid, _watch.received = os.getpid(), None
-    before = {number: signal.signal(number, _watch.note) for number in SIGNALS}
+    _watch.pid, _watch.received, _watch.can_save = os.getpid(), None, False
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    watched = [number for number in SIGNALS if number != signal.SIGINT or not ignored]
+    before = {number: signal.signal(number, _watch.note) for number in watched}
     # Those that came while a tool held them back arrive now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
@@ -87,6 +103,12 @@ def watching_signals() -> Iterator[None]:
 def requested() -> signal.Signals | None:
     """The signal that asks this process to end, if one came."""
     return _watch.received if _watch.pid == os.getpid() else None
+
+
+def _requested_anywhere() -> signal.Signals | None:
+    """The signal that asks any rank to end; all ranks must call it."""
+    number = greatest(requested() or 0)
+    return signal.Signals(number) if number else None
 
 
 def _hold_signals() -> None:
@@ -123,14 +145,15 @@ def _wait_for_parent(parent: int) -> None:
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """Ends a training that got SIGTERM or SIGUSR1 on any rank: the step, a save, exit code 75.
+    """Ends a training that got a signal on any rank: the step, a save, exit code 75.
+
+    The signals are SIGTERM, SIGUSR1 and SIGINT (Ctrl-C), for which the exit code is 130.
 
     All ranks end after the same iteration. In a validation they end after the current batch,
     and the resumed run repeats the validation. Before the first iteration there is nothing to save.
 
-    The exit code is 75, and 0 if the environment variable ``PREEMPTED_FILE`` is set: the launcher
-    that set it finds that file and answers with 75. torchrun and srun take any other code of a
-    process for a failure and end or restart the others.
+    If the environment variable ``PREEMPTED_FILE`` is set, the code goes into that file and the
+    process ends with 0, see `told_launcher`.
     """
 
     priority = 'LOWEST'
@@ -140,18 +163,18 @@ class PreemptionHook(Hook):
         self._common_batches = 0
 
     def before_train(self, runner: Runner) -> None:
-        self._training = True
-        if any_rank(requested() is not None):
-            self._leave(runner, 'before the first iteration; there is nothing to save')
+        self._training = _watch.can_save = True
+        if cause := _requested_anywhere():
+            self._leave(runner, cause, 'before the first iteration; there is nothing to save')
 
     def after_train(self, runner: Runner) -> None:
-        self._training = False
+        self._training = _watch.can_save = False
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if any_rank(requested() is not None):
-            self._save_and_leave(runner, runner.iter + 1)
+        if cause := _requested_anywhere():
+            self._save_and_leave(runner, cause, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
         if self._training:
@@ -162,28 +185,24 @@ class PreemptionHook(Hook):
     ) -> None:
         if not self._training or batch_idx >= self._common_batches:
             return
-        if any_rank(requested() is not None):
+        if cause := _requested_anywhere():
             # During a validation the model holds the averaged weights: swap them back.
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)
-            self._save_and_leave(runner, runner.iter)
+            self._save_and_leave(runner, cause, runner.iter)
 
-    def _save_and_leave(self, runner: Runner, iteration: int) -> NoReturn:
+    def _save_and_leave(self, runner: Runner, cause: signal.Signals, iteration: int) -> NoReturn:
         savers = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         saves = [hook.save_now(runner, iteration) for hook in savers]
         outcome = 'a checkpoint was saved' if any(saves) else 'NO checkpoint could be saved'
-        self._leave(runner, f'after iteration {iteration}; {outcome}')
+        self._leave(runner, cause, f'after iteration {iteration}; {outcome}')
 
-    def _leave(self, runner: Runner, when: str) -> NoReturn:
-        cause = requested()
+    def _leave(self, runner: Runner, cause: signal.Signals, when: str) -> NoReturn:
+        interrupted = cause == signal.SIGINT
+        code = 128 + cause if interrupted else EXIT_CODE
+        name = 'Ctrl-C' if interrupted else cause.name
         runner.logger.warning(
-            f'{cause.name if cause else "A signal to another rank"}: the run ends {when}. '
-            f'Resume with --resume (exit code {EXIT_CODE}).'
+            f'{name}: the run ends {when}. Resume with --resume (exit code {code}).'
         )
-        code = EXIT_CODE
-        mark = os.environ.get('PREEMPTED_FILE')
-        if mark:
-            Path(mark).touch()
-            code = 0
-        raise Preempted(code)
+        raise Preempted(told_launcher(code))

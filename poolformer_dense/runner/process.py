@@ -15,8 +15,8 @@ def run_process(unsafe_load: bool = False, training: bool = False) -> Iterator[N
     """Install what a run needs of its process, and put it back at the end.
 
     That is: the reader of mmengine's `CheckpointLoader`, so that no code of the toolboxes unpickles
-    a file; and, to train, handlers of SIGTERM and SIGUSR1 in the main thread. `DenseRunner` enters
-    it to train, validate and test; tools/train.py enters it first of all.
+    a file; and, to train, handlers of SIGTERM, SIGUSR1 and SIGINT in the main thread. `DenseRunner`
+    enters it to train, validate and test; tools/train.py enters it first of all.
 
     Args:
         unsafe_load: Run the code that checkpoints hold.

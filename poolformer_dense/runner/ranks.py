@@ -14,11 +14,16 @@ class SaveFailed(Exception):
 
 def any_rank(flag: bool) -> bool:
     """Whether a flag is set on any rank; all ranks must call it."""
+    return bool(greatest(flag))
+
+
+def greatest(number: int) -> int:
+    """The largest of a number over the ranks; all ranks must call it."""
     if get_world_size() == 1:
-        return flag
-    flags = torch.tensor([int(flag)])
-    all_reduce(flags, op='max')
-    return bool(flags.item())
+        return number
+    numbers = torch.tensor([number])
+    all_reduce(numbers, op='max')
+    return int(numbers.item())
 
 
 def least(number: int) -> int:

@@ -66,6 +66,8 @@ def launched(
         process = subprocess.Popen(
             [str(ROOT / 'tools/launch.sh'), str(processes), tool],
             cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True,
+            # Shells have it ignored in what they start in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         yield process

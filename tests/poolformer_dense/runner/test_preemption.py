@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: the step in hand, a checkpoint, exit code 75."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the step in hand, a checkpoint, exit code 75 or 130."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ OPTIONS = dict(
     checkpoint=dict(type='AtomicCheckpointHook', minutes=0),
     hooks=[dict(type='PreemptionHook')],
 )
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Shells have SIGINT ignored in what they start in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class At(Hook):
@@ -65,7 +74,7 @@ def _iteration(folder: Path) -> int:
     return torch.load(path, weights_only=False)['meta']['iter']
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize('number', CODES)
 @pytest.mark.parametrize(
     ('point', 'iteration', 'saved', 'name'),
     [
@@ -81,7 +90,7 @@ def _iteration(folder: Path) -> int:
 def test_the_step_is_finished_and_saved(runs, number, point, iteration, saved, name):
     hook = At(point, iteration, lambda: send(number))
     child = tiny.fork(runs / 'result', train, runs / 'run', hook)
-    assert child.wait() == preemption.EXIT_CODE
+    assert child.wait() == CODES[number]
     assert _iteration(runs / 'run') == saved
     assert Path((runs / 'run/last_checkpoint').read_text()).name == name
 
@@ -151,6 +160,74 @@ def test_a_second_signal_exits_at_once(runs):
     assert not (runs / 'alive').exists()
 
 
+def test_a_second_interrupt_exits_at_once(runs):
+    def stopped() -> None:
+        def twice() -> None:
+            send(signal.SIGINT)
+            send(signal.SIGINT)  # as timeout(1) does, to a process and to its group
+            begin = time.monotonic()
+            while time.monotonic() - begin < preemption._ECHO_OF_INTERRUPT + 0.05:
+                pass
+            (runs / 'echo').touch()
+            send(signal.SIGINT)
+            (runs / 'alive').touch()
+
+        train(runs / 'run', At('before_train_iter', 3, twice))
+
+    assert tiny.fork(runs / 'result', stopped).wait() == 130
+    assert (runs / 'echo').exists()
+    assert not (runs / 'alive').exists()
+
+
+@pytest.mark.parametrize('point', ['before_train', 'after_train'])
+def test_ctrl_c_is_a_keyboard_interrupt_where_there_is_nothing_to_save(runs, point):
+    def stopped() -> None:
+        runner = tiny.tiny_runner(runs / 'run', **OPTIONS)
+        hook = At(point, 12 if point == 'after_train' else 0, lambda: send(signal.SIGINT))
+        # After the hook that leads to an end has ended; before it has begun.
+        runner.register_hook(hook, 'VERY_LOW' if point == 'before_train' else 'LOWEST')
+        with pytest.raises(KeyboardInterrupt):
+            runner.train()
+
+    tiny.fork(runs / 'result', stopped).result()
+
+
+def test_an_ignored_ctrl_c_stays_ignored(runs):
+    def undisturbed() -> dict[str, str]:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return train(runs / 'run', At('before_train_iter', 3, lambda: send(signal.SIGINT)))
+
+    tiny.fork(runs / 'result', undisturbed).result()
+    assert _iteration(runs / 'run') == 12
+
+
+def test_ctrl_c_says_what_it_does_and_what_comes_next(runs):
+    def stopped() -> None:
+        with open(runs / 'stderr', 'w') as file:
+            os.dup2(file.fileno(), 2)
+        runner = tiny.tiny_runner(runs / 'run', workers=2, **OPTIONS)
+        runner.register_hook(At('before_train_iter', 3, interrupt_group))
+        runner.train()
+
+    def interrupt_group() -> None:
+        os.setpgid(0, 0)
+        tiny.fork(runs / 'sender', _interrupt_as_a_terminal, os.getpid()).result()
+
+    assert tiny.fork(runs / 'result', stopped).wait() == 130
+    said = (runs / 'stderr').read_text()
+    assert said == '\nCtrl-C: the run saves and ends; once more ends it without saving\n'
+    [log] = (runs / 'run').glob('*/*.log')
+    assert 'Ctrl-C: the run ends after iteration 4; a checkpoint was saved.' in log.read_text()
+    assert 'Resume with --resume (exit code 130)' in log.read_text()
+
+
+def _interrupt_as_a_terminal(pid: int) -> None:
+    """Send SIGINT to a process and its children, as to a group; not as their parent."""
+    for each in [pid, *launching.children(pid)]:
+        if each != os.getpid():
+            os.kill(each, signal.SIGINT)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
 def test_workers_survive_a_signal_to_the_whole_group(runs, number):
     def stopped() -> None:
@@ -218,17 +295,18 @@ def test_workers_end_with_a_killed_parent(runs, monkeypatch):
     os.close(read)
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('rank', [0, 1])
 @pytest.mark.parametrize('point', ['before_train_iter', 'before_val_iter'])
-def test_all_ranks_end_after_the_same_step(runs, rank, point):
+def test_all_ranks_end_after_the_same_step(runs, rank, point, number):
     def stopped() -> None:
         mine = os.environ['RANK'] == str(rank)
-        hook = At(point, 6, send if mine else lambda: None)
+        hook = At(point, 6, lambda: send(number) if mine else None)
         options = dict(checkpoint=OPTIONS['checkpoint'] | dict(interval=2))
         train(runs / 'run', hook, launcher='pytorch', ranks=2, **options)
 
     codes = [child.wait() for child in tiny.fork_ranks(2, runs / 'ranks', stopped)]
-    assert codes == [preemption.EXIT_CODE] * 2
+    assert codes == [CODES[number]] * 2
     assert _iteration(runs / 'run') == (7 if 'train' in point else 6)
 
 
@@ -244,12 +322,13 @@ def test_ranks_with_fewer_validation_batches_are_not_waited_for(runs):
         child.result()
 
 
-def test_a_launcher_finds_a_mark(runs, monkeypatch):
+@pytest.mark.parametrize('number', CODES)
+def test_a_launcher_finds_the_code(runs, monkeypatch, number):
     monkeypatch.setenv('PREEMPTED_FILE', str(runs / 'mark'))
-    hook = At('before_train_iter', 3, send)
+    hook = At('before_train_iter', 3, lambda: send(number))
     child = tiny.fork(runs / 'result', train, runs / 'run', hook)
     assert child.wait() == 0
-    assert (runs / 'mark').exists()
+    assert (runs / 'mark').read_text() == str(CODES[number])
     assert _iteration(runs / 'run') == 4
 
 
@@ -277,7 +356,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(runs, loop, point):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('whom', ['script', 'group', 'one rank'])
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize('number', CODES)
 def test_launch_ends_with_the_code(tmp_path, free_port, whom, number):
     options = dict(ranks=2, steps=3000, checkpoint=OPTIONS['checkpoint'])
     with launching.launched(tmp_path, 2, free_port, options, MAX_RESTARTS='2') as process:
@@ -289,8 +368,9 @@ def test_launch_ends_with_the_code(tmp_path, free_port, whom, number):
             os.killpg(process.pid, number)
         else:
             os.kill(launching.ranks(process)[1], number)
-        assert process.wait(launching.DEADLINE) == 75, log.read_text()[-3000:]
+        assert process.wait(launching.DEADLINE) == CODES[number], log.read_text()[-3000:]
     done = [launching.progress(tmp_path, rank) for rank in (0, 1)]
+    assert 'Traceback' not in log.read_text()
     # Nobody started again, and both ended after the same step.
     assert done[0] == done[1] == list(range(1, len(done[0]) + 1))
     assert _iteration(tmp_path / 'run') == len(done[0])
@@ -316,8 +396,9 @@ until [ -n "$stopped" ]; do read -r -t 0.01 <> <(:) || true; done
 @pytest.mark.parametrize(
     ('how', 'job', 'code', 'told'),
     [
-        ('touch "$PREEMPTED_FILE"', '7', 75, 'requeue 7\n'),
-        ('touch "$PREEMPTED_FILE"', '', 75, ''),
+        ('echo 75 > "$PREEMPTED_FILE"', '7', 75, 'requeue 7\n'),
+        ('echo 75 > "$PREEMPTED_FILE"', '', 75, ''),
+        ('echo 130 > "$PREEMPTED_FILE"', '7', 130, ''),
         ('exit 3', '7', 3, ''),
         ('true', '7', 0, ''),
     ],
