@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Any, cast
+from os import SEEK_END
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from mmengine.dataset import InfiniteSampler
@@ -18,8 +19,11 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-from .quarantine import Quarantine, read
+from ..errors import UserError
 from .random_state import seeded
+
+if TYPE_CHECKING:
+    from .quarantine import Quarantine
 
 # Draws are counted in each epoch from a multiple of this.
 EPOCH = 1 << 32
@@ -37,6 +41,8 @@ _OPTIONS = (
     'pin_memory_device',
     'in_order',
 )
+_JPEG = ('.jpg', '.jpeg')
+_END, _SCAN = b'\xff\xd9', b'\xff\xda'
 
 
 class Key(int):
@@ -80,7 +86,12 @@ class SeededDataset:
         with seeded([key.seed, key.draw, int(key)]):
             if self.quarantine is None:
                 return self.wrapped[key]
-            return read(self.wrapped, key, key.seed, self.quarantine)
+            try:
+                return read_whole(self.wrapped, key)
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:  # decoders and transforms raise anything on broken data
+                return self.quarantine.substitute(self.wrapped, key, error)
 
     def __len__(self) -> int:
         return len(self.wrapped)
@@ -123,6 +134,36 @@ class SeededDataset:
     def __deepcopy__(self, memo: dict[int, Any]) -> SeededDataset:
         # mmengine copies the configs that it builds from; the data are not part of a config.
         return self
+
+
+def read_whole(dataset: Any, index: int) -> Any:
+    """Return a sample of a data set.
+
+    Raises:
+        OSError: Its JPEG ends before its picture does: OpenCV would fill the rest with gray.
+        Exception: Whatever the data set raises.
+    """
+    sample = dataset[index]
+    samples = sample.get('data_samples') if isinstance(sample, dict) else None
+    path = getattr(samples, 'metainfo', {}).get('img_path')
+    if isinstance(path, str) and path.lower().endswith(_JPEG) and _is_cut(path):
+        raise OSError(f'{path} is truncated: the JPEG has no end marker')
+    return sample
+
+
+def _is_cut(path: str) -> bool:
+    """Whether a JPEG has no end marker, for instance because it is padded with zeros."""
+    try:
+        with open(path, 'rb') as file:
+            file.seek(-len(_END), SEEK_END)
+            if file.read() == _END:
+                return False
+            file.seek(0)
+            content = file.read()
+    except OSError:  # not a local file
+        return False
+    # what starts otherwise is another format under this name
+    return content.startswith(b'\xff\xd8') and content.rfind(_END) < content.rfind(_SCAN)
 
 
 class KeyedBatches(Sampler):

@@ -20,18 +20,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import RankError, UserError
+from .loader import Key, read_whole
 from .random_state import seed_cpu
 
 FILE_NAME = 'quarantine.jsonl'
 # Samples that are tried in place of one that can't be read.
 SUBSTITUTES = 8
 _SHOWN = 3
-_JPEG = ('.jpg', '.jpeg')
-_END, _SCAN = b'\xff\xd9', b'\xff\xda'
-
-
-class TruncatedImageError(OSError):
-    """A JPEG ends before its picture does; OpenCV would fill the rest with gray."""
 
 
 class Quarantine:
@@ -68,6 +63,41 @@ class Quarantine:
             )
         )
 
+    def substitute(self, dataset: Any, key: Key, error: Exception) -> Any:
+        """List a sample that can't be read, and return another one in its place.
+
+        Which one depends on the key alone, neither on workers nor on what was read before. It is
+        augmented from random states that depend on the same; the caller keeps the process's own.
+
+        Args:
+            dataset: Where the sample is from.
+            key: The sample.
+            error: What happened.
+
+        Raises:
+            RankError: All substitutes failed too.
+        """
+        index = int(key)
+        self.add(dataset, index, error)
+        words = [key.seed, index, key.draw]
+        draw = np.random.default_rng(words)
+        for attempt in range(SUBSTITUTES):
+            other = int((index + 1 + draw.integers(max(1, len(dataset) - 1))) % len(dataset))
+            seed_cpu([*words, attempt])
+            try:
+                return read_whole(dataset, other)
+            except (MemoryError, UserError):
+                raise
+            except Exception as another:
+                self.add(dataset, other, another)
+        files = _files_of(dataset, index)
+        name = f'sample {index}' + (f' ({files[0]})' if files else '')
+        raise RankError(
+            f'neither {name} nor {SUBSTITUTES} others in its place can be read; the first error is '
+            f'{_describe(error)}. Fix the data or the pipeline: tools/verify_data.py CONFIG finds '
+            'what is wrong with the data'
+        ) from error
+
     def entries(self) -> list[dict[str, Any]]:
         """Return the samples on the list that were not repaired since."""
         with suppress(FileNotFoundError):
@@ -101,50 +131,6 @@ class Quarantine:
             warnings.warn(f'{self.path} cannot be written: {failure}', stacklevel=2)
             return
         self._known.add(_identity(entry))
-
-
-def read(dataset: Any, key: int, seed: int, quarantine: Quarantine) -> Any:
-    """Return a sample of a training data set, or another one if that can't be read.
-
-    Which one depends on the seed and the key alone, neither on workers nor on what was read
-    before. It is augmented from random states that depend on the same; the caller keeps the
-    process's own.
-
-    Args:
-        dataset: Anything with ``__getitem__`` and ``__len__``.
-        key: The index, or an int that also carries the draw, see `loader.Key`.
-        seed: Of the run.
-        quarantine: Where what can't be read is listed.
-
-    Raises:
-        RankError: All substitutes failed too.
-    """
-    index = int(key)
-    try:
-        return _load(dataset, key)
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # decoders and transforms raise anything on broken data
-        quarantine.add(dataset, index, error)
-        first = error
-    words = [seed, *_words(key)]
-    draw = np.random.default_rng(words)
-    for attempt in range(SUBSTITUTES):
-        other = int((index + 1 + draw.integers(max(1, len(dataset) - 1))) % len(dataset))
-        seed_cpu([*words, attempt])
-        try:
-            return _load(dataset, other)
-        except (MemoryError, UserError):
-            raise
-        except Exception as error:
-            quarantine.add(dataset, other, error)
-    files = _files_of(dataset, index)
-    name = f'sample {index}' + (f' ({files[0]})' if files else '')
-    raise RankError(
-        f'neither {name} nor {SUBSTITUTES} others in its place can be read; the first error is '
-        f'{_describe(first)}. Fix the data or the pipeline: tools/verify_data.py CONFIG finds '
-        'what is wrong with the data'
-    ) from first
 
 
 @HOOKS.register_module()
@@ -230,30 +216,6 @@ class DirtyDataHook(Hook):
         )
 
 
-def _load(dataset: Any, key: int) -> Any:
-    sample = dataset[key]
-    samples = sample.get('data_samples') if isinstance(sample, dict) else None
-    path = getattr(samples, 'metainfo', {}).get('img_path')
-    if isinstance(path, str) and path.lower().endswith(_JPEG) and _is_cut(path):
-        raise TruncatedImageError(f'{path} is truncated: the JPEG has no end marker')
-    return sample
-
-
-def _is_cut(path: str) -> bool:
-    """Whether a JPEG has no end marker, for instance because it is padded with zeros."""
-    try:
-        with open(path, 'rb') as file:
-            file.seek(-len(_END), os.SEEK_END)
-            if file.read() == _END:
-                return False
-            file.seek(0)
-            content = file.read()
-    except OSError:  # not a local file
-        return False
-    # what starts otherwise is another format under this name
-    return content.startswith(b'\xff\xd8') and content.rfind(_END) < content.rfind(_SCAN)
-
-
 def count_images(dataset: Any) -> int:
     """The number of images below the wrappers that repeat or mix them."""
     while hasattr(dataset, 'dataset'):
@@ -301,8 +263,3 @@ def _describe(error: Exception) -> str:
     where = f' at {Path(place[0].filename).name}:{place[0].lineno}' if place else ''
     text = ' '.join(''.join(traceback.format_exception_only(error)).split())
     return f'{text[:200]}{where}'
-
-
-def _words(key: int) -> list[int]:
-    """What a key is made of, as numbers that seed a generator."""
-    return [int(key), int(getattr(key, 'draw', 0))]

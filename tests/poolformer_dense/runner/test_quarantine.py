@@ -17,7 +17,8 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
 from poolformer_dense.errors import RankError, UserError
-from poolformer_dense.runner.quarantine import Quarantine, count_images, read
+from poolformer_dense.runner.loader import Key, SeededDataset
+from poolformer_dense.runner.quarantine import Quarantine, count_images
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
 
@@ -134,6 +135,10 @@ def _segmentation(data: Path) -> Any:
             ],
         )
     )
+
+
+def read(dataset: Any, index: int, seed: int, quarantine: Quarantine) -> Any:
+    return SeededDataset(dataset, quarantine)[Key(index, seed=seed)]
 
 
 def _name(sample: dict[str, Any]) -> str:
