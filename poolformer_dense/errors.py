@@ -13,8 +13,9 @@ class RankError(UserError):
 
 
 def first_process() -> bool:
-    """Whether this is the first of a job's processes, which torchrun and Slurm number."""
-    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+    """Whether this is the first of a job's processes, which torchrun, Slurm and MPI number."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    return next((os.environ[name] for name in names if name in os.environ), '0') == '0'
 
 
 def told_launcher(code: int) -> int:

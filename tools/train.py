@@ -5,11 +5,13 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_config, add_run_arguments, run_tool
+from poolformer_dense.errors import first_process
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,6 +55,7 @@ def train(args: argparse.Namespace) -> None:
     from poolformer_dense.config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
     from poolformer_dense.config.preflight import check_run
     from poolformer_dense.runner import build_runner
+    from poolformer_dense.runner.folder_lock import alone_in
     from poolformer_dense.runner.resume import saved_checkpoints
 
     prepare = [enable_amp] if args.amp else []
@@ -62,10 +65,11 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
-    check_run(cfg, ['train', 'val'], args.unsafe_load)
-    if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
-        print(f'warning: no checkpoint in {cfg.work_dir} to resume from; this is a new training')
-    build_runner(cfg, args.unsafe_load).train()
+    with alone_in(cfg.work_dir) if first_process() else nullcontext():
+        check_run(cfg, ['train', 'val'], args.unsafe_load)
+        if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
+            print(f'warning: no checkpoint in {cfg.work_dir} to resume from; a new training begins')
+        build_runner(cfg, args.unsafe_load).train()
 
 
 if __name__ == '__main__':

@@ -149,6 +149,8 @@ class AtomicCheckpointHook(CheckpointHook):
         return True
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if not self.save_best:
+            return
         # mmengine removes the previous best before the new one is written.
         backend, self.file_backend = self.file_backend, _RemovingLater(self.file_backend)
         before = dict(runner.message_hub.runtime_info)

@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from backbones.checkpoints import (
 from ..config.walk import nodes_of_type
 from ..errors import UserError
 from ..files import save_sealed
+from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, batch_factors
 from .launch import join_processes
 from .loops import EXACT, ExactResume
@@ -448,8 +449,13 @@ class DenseRunner(Runner):
     # --- running -------------------------------------------------------------------------------
 
     def train(self) -> nn.Module:
-        """Train; a dead or stuck worker is an error of one line."""
-        with run_process(self.unsafe_load, training=True), clear_errors():
+        """Train; a dead or stuck worker is an error of one line.
+
+        Raises:
+            UserError: Another process trains in the work directory, or a worker died or is stuck.
+        """
+        alone = alone_in(self.work_dir) if is_main_process() else nullcontext()
+        with alone, run_process(self.unsafe_load, training=True), clear_errors():
             return super().train()
 
     def val(self) -> dict:
