@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 from ..data.faults import fault
 from ..data.source import Source
 from ..errors import UserError
+from .decode_heads import ignored_labels
 from .walk import SPLITS, datasets_of, entries_of, evaluators_of, walk
 
 _REMEDIES = {
@@ -62,15 +63,16 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
             source.transforms += [(place, transform) for transform in transforms]
             source.evaluated |= split != 'train'
             source.masks |= 'segm' in metrics or any(t.get('with_mask') for t in transforms)
+    for source in sources.values():
+        used = [split for split in splits if any(p.startswith(split) for p in source.places)]
+        source.ignored_labels = ignored_labels(cfg, used)
     return list(sources.values()), unknown
 
 
 def _source(cfg: Config, place: str, node: Mapping[str, Any], dataset: BaseDataset) -> Source:
-    heads = (head for _, head in walk(cfg.model.get('decode_head')) if isinstance(head, Mapping))
     source = Source(
         dataset,
         local=_is_on_disk(node),
-        ignored_labels={head.get('ignore_index', 255) for head in heads if 'type' in head} or {255},
         evaluators=[
             where
             for split in SPLITS

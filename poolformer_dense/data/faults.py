@@ -50,6 +50,7 @@ SEVERITIES = {
     '16-bit label map': WARNING,
     'wrong label map size': ERROR,
     'label outside classes': ERROR,
+    'unused class': WARNING,
     'reduce_zero_label': WARNING,
     'reduce_zero_label differs': ERROR,
 }

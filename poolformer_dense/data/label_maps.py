@@ -15,12 +15,14 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file
 
 from ..errors import UserError
-from .faults import Fault, fault
+from .faults import Fault, fault, first_names
 from .images import inspect_image, missing_files, read_all
 from .source import Source
 
 # A quick check reads this many pairs, evenly spread.
 SAMPLE = 16
+# And so many more, if those make it suspect that a label stands for a class.
+_SUSPECT = 128
 # It is suspicious if at least so many label maps should use a class and none does.
 _ENOUGH = 5
 
@@ -76,16 +78,11 @@ class LabelMaps:
                 whole.append(i)
         faults += self._maps_alone(maps)
         if quick:
-            whole = whole[:: max(1, -(-len(whole) // SAMPLE))]
-        read = partial(
-            _inspect_pair,
-            turn=self.source.turns_images(),
-            backend=self.source.option('imdecode_backend', 'LoadAnnotations') or 'pillow',
-        )
-        results = read_all(read, [self.pairs[i] for i in whole], title)
-        for i, result in zip(whole, results, strict=True):
-            faults += self._pair_faults(i, *result)
-        return faults
+            sample = whole[:: max(1, -(-len(whole) // SAMPLE))]
+            faults += self._read(sample, title)
+            whole = [i for i in whole if i not in sample] if self._unused_class() else []
+            whole = whole[:: max(1, -(-len(whole) // _SUSPECT))]
+        return [*faults, *self._read(whole, title), *self._unused_class()]
 
     def fix(self, target: Path, faults: Sequence[Fault]) -> Counter[tuple[str, str, str]]:
         """Write the names of the pairs without faults, as mmseg's `ann_file`.
@@ -112,12 +109,53 @@ class LabelMaps:
 
     def _config_faults(self) -> list[Fault]:
         faults = []
-        for place, step in self.source.transforms:
+        for place, step in self.source.steps('LoadAnnotations'):
             said = step.get('reduce_zero_label')
-            if step.get('type') == 'LoadAnnotations' and said not in (None, self.reduce):
+            if said not in (None, self.reduce):
                 detail = f'{said} in the pipeline, {self.reduce} in the data set; mmseg stops'
                 faults.append(fault('reduce_zero_label differs', place, detail))
+            if any(label_map is None for _, label_map in self.pairs):
+                detail = (
+                    'the pipeline loads label maps (LoadAnnotations), but '
+                    'data_prefix.seg_map_path does not say where they are'
+                )
+                faults.append(fault('missing label map', place, detail))
         return faults
+
+    def _read(self, indices: Sequence[int], title: str) -> list[Fault]:
+        """Check what is inside the files of some pairs."""
+        read = partial(
+            _inspect_pair,
+            turn=self.source.turns_images(),
+            backend=self.source.option('imdecode_backend', 'LoadAnnotations') or 'pillow',
+        )
+        results = read_all(read, [self.pairs[i] for i in indices], title)
+        faults: list[Fault] = []
+        for i, result in zip(indices, results, strict=True):
+            faults += self._pair_faults(i, *result)
+        return faults
+
+    def _unused_class(self) -> list[Fault]:
+        """Judge whether a label that is no class, as 255 in maps of 0 and 255, stands for one."""
+        classes = self.source.classes
+        first = int(self.reduce)
+        if self.source.dataset.label_map or not self.maps_read or not classes:
+            return []
+        unused = [name for i, name in enumerate(classes, first) if not self.used[i]]
+        numbers = range(len(classes) + first)  # with reduce_zero_label, 0 is said to be no class
+        others = sorted(label for label in self.used if label not in numbers)
+        # Of many classes some are rare; each of these labels could stand for one.
+        if not others or not (0 < len(unused) <= len(others) or len(classes) - len(unused) <= 1):
+            return []
+        said = f'never use {first_names(unused)}' if unused else f'use no class but {classes[0]}'
+        maps = max(self.used[label] for label in others)
+        detail = (
+            f'{self.maps_read} label maps {said}, while {maps} of them have '
+            f'{", ".join(map(str, others[:5]))}, which is no class: if it stands for one, write '
+            f'the maps with {first} to {max(2, len(classes)) - 1 + first}'
+            + (', and name the other class too' if len(classes) == 1 else '')
+        )
+        return [fault('unused class', ', '.join(self.source.places), detail)]
 
     def _maps_alone(self, maps: Sequence[str | None]) -> Iterable[Fault]:
         dataset = self.source.dataset
@@ -167,10 +205,10 @@ class LabelMaps:
     def _legal_labels(self) -> str:
         first = int(self.reduce)
         zero = ', 0 unlabelled' if self.reduce else ''
-        ignored = ', '.join(str(label) for label in sorted(self.ignored))
+        ignored = ', '.join(sorted(str(label) for label in self.ignored if label is not None))
         return (
             f'{self.num_labels} classes with reduce_zero_label={self.reduce} are '
-            f'{first} to {self.num_labels - 1 + first}{zero}, ignored {ignored}'
+            f'{first} to {self.num_labels - 1 + first}{zero}, ignored {ignored or "none"}'
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ class Source:
         evaluated: Whether it is used for evaluation.
         masks: Whether instance masks are trained or evaluated.
         evaluators: Where the config names the evaluators that read the same annotation file.
-        ignored_labels: Labels that the model's losses ignore.
+        ignored_labels: Labels that count neither in the losses nor in the metrics that read it.
         local: Whether its files are on this machine.
         faults: What is wrong with the config itself.
     """
@@ -33,7 +33,7 @@ class Source:
     evaluated: bool = False
     masks: bool = False
     evaluators: list[str] = field(default_factory=list)
-    ignored_labels: set[int] = field(default_factory=set)
+    ignored_labels: set[int | None] = field(default_factory=set)
     local: bool = True
     faults: list[Fault] = field(default_factory=list)
 
@@ -42,9 +42,16 @@ class Source:
         """The classes that the config declares, or else those of the data set's type."""
         return list(self.dataset.metainfo.get('classes') or ())
 
+    def steps(self, transform: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield each transform of this name, which may have a scope, or be a class's."""
+        for place, step in self.transforms:
+            kind = step.get('type')
+            if str(getattr(kind, '__name__', kind)).rpartition('.')[2] == transform:
+                yield place, step
+
     def option(self, key: str, transform: str) -> Any:
         """Return an argument that the pipelines give to a transform, or None."""
-        given = (t.get(key) for _, t in self.transforms if t.get('type') == transform)
+        given = (step.get(key) for _, step in self.steps(transform))
         return next((value for value in given if value is not None), None)
 
     def turns_images(self) -> bool:

@@ -15,17 +15,22 @@ from ...errors import UserError
 from .classes import check_classes
 from .contents import check_annotations
 from .evaluation import check_evaluators
+from .losses import check_losses
 from .model import check_backbone
 from .packages import check_loggers
 from .plan import Notice, Plan
+from .segmentation import check_crop, check_unlabelled
 from .starting_weights import check_checkpoints
 
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_loggers,
     check_backbone,
+    check_losses,
+    check_crop,
     check_classes,
     check_evaluators,
+    check_unlabelled,
     check_checkpoints,
     check_annotations,
 )

@@ -30,6 +30,11 @@ def check_annotations(plan: Plan) -> Iterator[Notice]:
             yield Notice(logging.ERROR, text)
         elif result.faults:
             counts = Counter(found.kind for found in result.faults)
-            listed = ', '.join(f'{count} x {kind}' for kind, count in counts.items())
+            # What concerns the data as a whole is said, not counted.
+            whole = {found.kind: found.detail for found in result.faults if not found.entry}
+            listed = ', '.join(
+                f'{count} x {kind}' + (f' ({whole[kind]})' if count == 1 and kind in whole else '')
+                for kind, count in counts.items()
+            )
             text = f'{result.path}: warnings: {listed}. For the table: {tool}'
             yield Notice(logging.WARNING, text)

@@ -1,0 +1,284 @@
+"""Label maps: which label is unlabelled, and to which size crops are padded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...data.source import Source
+from ..decode_heads import (
+    UNLABELLED,
+    DecodeHead,
+    argument,
+    class_of,
+    decode_heads,
+    label_metrics,
+)
+from ..walk import entries_of, type_name, walk
+from .plan import Notice, Plan
+
+# Steps that fill new pixels of label maps: the argument, and its default.
+_FILLING = {
+    'Pad': ('pad_val', UNLABELLED),
+    'RandomRotate': ('seg_pad_val', UNLABELLED),
+    'RandomMosaic': ('seg_pad_val', UNLABELLED),
+    'RandomCutOut': ('seg_fill_in', None),
+    'BioMedical3DPad': ('seg_pad_val', 0),
+}
+# Steps after which the size is not known.
+_RESIZING = ('Resize', 'Rescale', 'Mosaic', 'Albu', 'Choice', 'Apply', 'Rot')
+
+
+def check_unlabelled(plan: Plan) -> Iterator[Notice]:
+    """Whether losses, data, padding and evaluators leave out the same label."""
+    heads = decode_heads(plan.cfg)
+    if not heads:
+        return
+    yield from _heads_differ(plan, heads)
+    for source in plan.sources:
+        yield from _reduced_differs(plan, heads[0], source)
+    for split in plan.splits:
+        if split != 'train':
+            yield from _evaluators_differ(plan, heads[0], split)
+    if 'train' in plan.splits:
+        yield from _filling_differs(plan, heads[0])
+
+
+def check_crop(plan: Plan) -> Iterator[Notice]:
+    """Whether training crops have the size that the data preprocessor makes."""
+    processor = _processor(plan)
+    if processor is None or 'train' not in plan.splits:
+        return
+    place = 'model.data_preprocessor'
+    size, divisor = processor.get('size'), processor.get('size_divisor')
+    if (size is None) == (divisor is None):
+        said = 'neither size nor' if size is None else 'both size and'
+        text = (
+            f'{place} has {said} size_divisor; training needs one of the two, e.g. --cfg-options '
+            f'"{place}.size=(512,512)" {place}.size_divisor=None'
+        )
+        yield Notice(logging.ERROR, text)
+    if size is None:
+        return
+    size = tuple(size)
+    for where, pipeline in _train_pipelines(plan):
+        crop = _cropped_to(pipeline)
+        if crop is None or crop == size:
+            continue
+        option = f'--cfg-options "{place}.size=({crop[0]},{crop[1]})"'
+        shape, target = (f'{height}x{width}' for height, width in (crop, size))
+        padded = (max(crop[0], size[0]), max(crop[1], size[1]))
+        if padded != crop:
+            share = 1 - crop[0] * crop[1] / (padded[0] * padded[1])
+            text = (
+                f'{where}: crops of {shape} are padded to {place}.size, {target}: {share:.0%} of '
+                f'what is computed is padding; {option}'
+            )
+            yield Notice(logging.WARNING, text)
+        else:
+            text = (
+                f'{where}: crops of {shape} exceed {place}.size, {target}: an image that is '
+                f'smaller than the crop makes a batch of unequal sizes, which stops the training; '
+                f'{option}'
+            )
+            sure = _may_be_smaller(pipeline, crop) and plan.cfg.train_dataloader.batch_size > 1
+            yield Notice(logging.ERROR if sure else logging.WARNING, text)
+
+
+def _heads_differ(plan: Plan, heads: Sequence[DecodeHead]) -> Iterator[Notice]:
+    main = heads[0]
+    for head in heads:
+        if head.num_classes == main.num_classes and head.ignore_index != main.ignore_index:
+            text = (
+                f'{head.place}.ignore_index={head.ignore_index}, but {main.place}.ignore_index='
+                f'{main.ignore_index}: one would train on what the other leaves out; --cfg-options '
+                f'{head.place}.ignore_index={main.ignore_index}'
+            )
+            yield Notice(logging.ERROR, text)
+        for place, loss in head.losses:
+            kind = class_of(plan.cfg, loss)
+            if not isinstance(kind, type) or not kind.__module__.startswith('mmseg.'):
+                continue
+            for name in ('ignore_index', 'ignore_label'):
+                value = argument(kind, loss, name, missing=head.ignore_index)
+                outside = {value, head.ignore_index}.isdisjoint(range(head.channels))
+                # Dice leaves out the channel of this number, if there is one.
+                if value == head.ignore_index or (type_name(loss) == 'DiceLoss' and outside):
+                    continue
+                text = (
+                    f'{place}.{name}={value}, but {head.place}.ignore_index={head.ignore_index}: '
+                    f'the loss would train on what the head leaves out; --cfg-options '
+                    f'{place}.{name}={head.ignore_index}'
+                )
+                yield Notice(logging.ERROR, text)
+
+
+def _reduced_differs(plan: Plan, head: DecodeHead, source: Source) -> Iterator[Notice]:
+    """Of a data set that turns labels into 255: whether 255 is left out."""
+    reduced = getattr(source.dataset, 'reduce_zero_label', False)
+    renumbered = UNLABELLED in (getattr(source.dataset, 'label_map', None) or {}).values()
+    if not reduced and not renumbered:
+        return
+    what = 'reduce_zero_label=True turns label 0' if reduced else 'metainfo turns other classes'
+    for place in source.places:
+        split = place.partition('_dataloader')[0]
+        readers = [(head.place, head.ignore_index)]
+        if split != 'train':
+            metrics = label_metrics(plan.cfg, split)
+            readers = [(where, m.get('ignore_index', UNLABELLED)) for where, m in metrics]
+        for where, value in readers:
+            if value != UNLABELLED:
+                text = (
+                    f'{place}: {what} into {UNLABELLED}, but {where}.ignore_index={value}; '
+                    f'--cfg-options {where}.ignore_index={UNLABELLED}'
+                )
+                yield Notice(logging.ERROR, text)
+
+
+def _evaluators_differ(plan: Plan, head: DecodeHead, split: str) -> Iterator[Notice]:
+    left_out = head.ignore_index
+    if left_out not in range(UNLABELLED + 1):
+        return  # no label map has this label
+    for place, metric in label_metrics(plan.cfg, split):
+        value = metric.get('ignore_index', UNLABELLED)
+        if value == left_out:
+            continue
+        text = (
+            f'{place}.ignore_index={value}, but {head.place}.ignore_index={left_out}: '
+            'what training leaves out would count in the evaluation'
+        )
+        level = logging.ERROR
+        if value in range(head.num_classes) and left_out not in range(head.num_classes):
+            level = logging.WARNING  # may be meant; other labels are found in the maps
+            text = (
+                f'{place}.ignore_index={value} is a class that is trained ({head.place}'
+                f'.ignore_index={left_out}): its own IoU is 0 and lowers the mean'
+            )
+        yield Notice(level, f'{text}; --cfg-options {place}.ignore_index={left_out}')
+    for place, metric in label_metrics(plan.cfg, split):
+        said = metric.get('reduce_zero_label')
+        for source in plan.sources if said is not None else []:
+            own = getattr(source.dataset, 'reduce_zero_label', said)
+            if any(p.startswith(split) for p in source.places) and own != said:
+                text = (
+                    f'{place}.reduce_zero_label={said} has no effect: the data set decides, and '
+                    f'{source.places[0]}.reduce_zero_label={own}'
+                )
+                yield Notice(logging.ERROR, text)
+
+
+def _filling_differs(plan: Plan, head: DecodeHead) -> Iterator[Notice]:
+    """Whether padded pixels of training label maps are left out by the losses."""
+    processor = _processor(plan)
+    if processor is not None:
+        sure = any(_is_padded(processor, pipeline) for _, pipeline in _train_pipelines(plan))
+        place = 'model.data_preprocessor.seg_pad_val'
+        yield from _fill_problem(
+            plan, head, place, processor.get('seg_pad_val', UNLABELLED), 'seg_pad_val' in processor,
+            sure,
+        )  # fmt: skip
+    for where, pipeline in _train_pipelines(plan):
+        loaded = False
+        for i, step in enumerate(pipeline):
+            name = type_name(step)
+            loaded = loaded or 'Annotation' in name
+            if loaded and name in _FILLING:
+                key, default = _FILLING[name]
+                value = step.get(key, default)
+                if name == 'Pad':
+                    value = value.get('seg', default) if isinstance(value, Mapping) else default
+                    key = 'pad_val.seg'
+                sure = name != 'Pad' and name != 'BioMedical3DPad'
+                place = f'{where}.{i}.{key}'
+                if value is not None:
+                    yield from _fill_problem(plan, head, place, value, key in step, sure)
+            elif name == 'RandomCrop' and step.get('cat_max_ratio', 1.0) < 1:
+                value = step.get('ignore_index', UNLABELLED)
+                if value != head.ignore_index:
+                    text = (
+                        f'{where}.{i}.ignore_index={value}, but {head.place}.ignore_index='
+                        f'{head.ignore_index}: cat_max_ratio counts unlabelled pixels as a class; '
+                        f'--cfg-options {where}.{i}.ignore_index={head.ignore_index}'
+                    )
+                    yield Notice(logging.WARNING, text)
+
+
+def _fill_problem(
+    plan: Plan, head: DecodeHead, place: str, value: int, said: bool, sure: bool
+) -> Iterator[Notice]:
+    if value == head.ignore_index:
+        return
+    option = f'--cfg-options {place}={head.ignore_index}'
+    if value in range(head.num_classes):
+        if said:
+            text = (
+                f'{place}={value} trains padding as class {value}, while {head.place}.ignore_index='
+                f'{head.ignore_index} is left out; {option}'
+            )
+            yield Notice(logging.WARNING, text)
+        return
+    text = (
+        f'{place}={value}, but {head.place}.ignore_index={head.ignore_index} and there are '
+        f'{head.num_classes} classes: padded pixels stop the loss ("Target {value} is out of '
+        f'bounds"); {option}'
+    )
+    yield Notice(logging.ERROR if sure else logging.WARNING, text)
+
+
+def _processor(plan: Plan) -> Mapping[str, Any] | None:
+    """The data preprocessor, if it is mmseg's."""
+    processor = (plan.cfg.get('model') or {}).get('data_preprocessor')
+    return processor if type_name(processor) == 'SegDataPreProcessor' else None
+
+
+def _train_pipelines(plan: Plan) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """The pipelines of the training data, also those of wrappers, with their places."""
+    loader = plan.cfg.get('train_dataloader') or {}
+    return [
+        (place, [step for _, step in entries_of(node)])
+        for place, node in walk(loader.get('dataset'), 'train_dataloader.dataset')
+        if place.endswith('.pipeline')
+    ]
+
+
+def _cropped_to(pipeline: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return the (height, width) that images have at most, None if no step says it."""
+    size = None
+    for step in pipeline:
+        name = type_name(step)
+        if name in ('RandomCrop', 'CenterCrop'):
+            crop = step['crop_size']
+            size = (crop, crop) if isinstance(crop, int) else tuple(crop)
+            size = size[::-1] if name == 'CenterCrop' else size  # mmcv's: width first
+        elif name == 'Pad' and step.get('size'):
+            size = tuple(step['size'])[::-1]
+        elif any(word in name for word in _RESIZING):
+            size = None
+    return size
+
+
+def _is_padded(processor: Mapping[str, Any], pipeline: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some training crops are padded, as far as the config alone tells."""
+    size, crop = processor.get('size'), _cropped_to(pipeline)
+    if size is None or crop is None:
+        return False
+    size = tuple(size)
+    return crop[0] < size[0] or crop[1] < size[1] or _may_be_smaller(pipeline, size)
+
+
+def _may_be_smaller(pipeline: Sequence[Mapping[str, Any]], size: Sequence[int]) -> bool:
+    """Whether the last resizing before the crop may leave less than (height, width)."""
+    resized: tuple[float, float] | None = None
+    for step in pipeline:
+        name = type_name(step)
+        if name in ('Resize', 'RandomResize'):
+            scale, ratio = step.get('scale'), (step.get('ratio_range') or (1.0,))[0]
+            resized = None
+            if isinstance(scale, (tuple, list)) and all(isinstance(s, int) for s in scale):
+                resized = (min(scale) * ratio, max(scale) * ratio)
+        elif name in ('RandomCrop', 'CenterCrop'):
+            break
+        elif any(word in name for word in _RESIZING) or name == 'Pad':
+            resized = None
+    return resized is not None and (resized[0] < min(size) - 1 or resized[1] < max(size) - 1)
