@@ -15,7 +15,7 @@ from ...errors import UserError
 from .classes import check_classes
 from .contents import check_annotations
 from .evaluation import check_evaluators
-from .losses import check_losses
+from .head_losses import check_losses
 from .model import check_backbone
 from .packages import check_loggers
 from .plan import Notice, Plan

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from poolformer_dense.config.load import load_config
-from poolformer_dense.config.preflight.losses import check_losses
+from poolformer_dense.config.preflight.head_losses import check_losses
 from poolformer_dense.config.preflight.plan import Plan
 
 CE = 'CrossEntropyLoss'
