@@ -13,9 +13,10 @@ _CONSTANTS: dict[str, bool | None] = {'true': True, 'false': False, 'None': None
 def parse_value(text: str) -> Any:
     """Return the value that a text stands for.
 
-    Quotes make text, ``()`` a tuple, ``[]`` a list, ``{}`` a dictionary in Python's syntax; what is
-    inside brackets may be without quotes. Words and numbers between commas are a list, but a path
-    stays text. Spaces are kept, except around the entries of a sequence.
+    Quotes make text, ``()`` a tuple, ``[]`` a list, ``{}`` a dictionary in Python's syntax and
+    ``dict(type=IoUMetric)`` one without quotes; what is inside brackets may be without them. Words
+    and numbers between commas are a list, but a path stays text. Spaces are kept, except around the
+    entries of a sequence.
 
     >>> parse_value("('traffic light', stop sign)")
     ('traffic light', 'stop sign')
@@ -30,6 +31,10 @@ def parse_value(text: str) -> Any:
         return text
     if len(entries) > 1 or stripped[-1] == ',':
         return text if _is_path(stripped) else [parse_value(entry) for entry in entries]
+    if stripped.startswith('dict(') and stripped[-1] == ')':
+        pairs = [entry.partition('=') for entry in _split(stripped[5:-1].strip()) or []]
+        if all(key.strip().isidentifier() and equals for key, equals, _ in pairs):
+            return {key.strip(): parse_value(value) for key, _, value in pairs}
     if stripped[0] in '([' and stripped[-1] == _BRACKETS[stripped[0]]:
         inside = [parse_value(entry) for entry in _split(stripped[1:-1].strip()) or []]
         return tuple(inside) if stripped[0] == '(' else inside

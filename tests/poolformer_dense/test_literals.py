@@ -26,6 +26,9 @@ from poolformer_dense.literals import parse_value
         ('[traffic light, stop sign]', ['traffic light', 'stop sign']),
         ('[(1,2),[a,b],c]', [(1, 2), ['a', 'b'], 'c']), ('(1,2),(3,4)', [(1, 2), (3, 4)]),
         ("['/a/b,c', d.json]", ['/a/b,c', 'd.json']),
+        ('[dict(type=IoUMetric)]', [dict(type='IoUMetric')]), ('dict()', {}),
+        ('dict(a', 'dict(a'), ('dict(1)', 'dict(1)'),
+        ('dict(a=[b, 1], c=dict(d=x y))', dict(a=['b', 1], c=dict(d='x y'))),
         ("{'type': 'Pretrained', 'sizes': (1, 2)}", dict(type='Pretrained', sizes=(1, 2))),
     ],
 )  # fmt: skip
