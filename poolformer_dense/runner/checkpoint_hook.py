@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend
@@ -16,6 +17,7 @@ from mmengine.runner import Runner
 
 from backbones.checkpoints import read_checkpoint
 
+from ..errors import UserError
 from ..files import remove_unfinished, replacing, save_sealed
 from .ranks import SaveFailed, any_rank, write_on_main
 from .state import require_dense_runner
@@ -23,6 +25,8 @@ from .state import require_dense_runner
 # In the message hub, so that a resumed run knows which files its checkpoint has replaced.
 _INTERMEDIATE = 'intermediate_ckpt'
 _OUTDATED = 'outdated_ckpts'
+# Seconds before each new try, if the last save of a training fails.
+_PAUSES = (1.0, 5.0, 15.0, 30.0)
 
 
 @HOOKS.register_module()
@@ -31,8 +35,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     `DenseRunner.save_checkpoint` gives a file its name when it is complete and on disk; only then
     does ``last_checkpoint`` name it, and only then are older ones deleted. A save that fails is
-    logged and tried again at the next interval, and the training continues. What a killed save
-    left is removed at the next start.
+    logged and tried again at the next interval, and the training continues; at its end it is tried
+    again for a minute, and then is an error. What a killed save left is removed at the next start.
 
     Saves also happen between the intervals, after any iteration, as ``iter_N.pth``. One of these
     at most is kept, beside those that ``max_keep_ckpts`` counts, until a later save is complete.
@@ -54,6 +58,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.minutes = minutes
         self._tried_at = 0.0
         self._iteration: int | None = None
+        self._failed: _Failed | None = None
 
     def before_train(self, runner: Runner) -> None:
         require_dense_runner(runner, self)
@@ -61,6 +66,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self._tried_at = time.monotonic()
         self._iteration = runner.iter if runner.resumed else None
+        self._failed = None
         # Object stores have no half-written objects; mmengine writes there.
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
             self._clean_up(runner)
@@ -73,6 +79,29 @@ class AtomicCheckpointHook(CheckpointHook):
             due = time.monotonic() - self._tried_at >= 60 * self.minutes
             if any_rank(due and is_main_process()):
                 self.save_now(runner, runner.iter + 1)
+
+    def after_train(self, runner: Runner) -> None:
+        """See to it that the last weights are on disk, if saving them has failed.
+
+        Raises:
+            UserError: They are not.
+        """
+        for pause in _PAUSES:
+            if self._failed is None:
+                break
+            runner.logger.warning(f'The last save has failed; the next try is in {pause:g} s.')
+            time.sleep(pause)
+            if self._failed.iteration == runner.iter:
+                self._failed.retry()
+            else:
+                self.save_now(runner, runner.iter)
+        if self._failed is not None:
+            before = f'{self.last_ckpt} is the last that is' if self.last_ckpt else 'nor any others'
+            raise UserError(
+                f'the weights of iteration {runner.iter}, the last, are not on disk '
+                f'({self._failed.reason}); {before}. Make room, then continue with --resume'
+            )
+        super().after_train(runner)
 
     def save_now(self, runner: Runner, iteration: int) -> bool:
         """Save between the intervals; all ranks must call it.
@@ -138,9 +167,14 @@ class AtomicCheckpointHook(CheckpointHook):
             for key in keys:
                 info.pop(key, None)
             info.update(before)
+            self._failed = _Failed(
+                str(error),
+                meta['iter'],
+                lambda: self._commit(runner, name, meta, kept, intermediate),
+            )
             runner.logger.error(f'{error}; training continues and retries at the next interval')
             return False
-        self.last_ckpt, self._iteration = path, meta['iter']
+        self.last_ckpt, self._iteration, self._failed = path, meta['iter'], None
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
@@ -219,6 +253,14 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.out_dir is None:
             return runner.work_dir
         return str(Path(self.out_dir, Path(runner.work_dir).name))
+
+
+class _Failed(NamedTuple):
+    """A save that failed: why, of which iteration, and how to try it again."""
+
+    reason: str
+    iteration: int
+    retry: Callable[[], bool]
 
 
 class _RemovingLater:

@@ -60,7 +60,8 @@ def _lock(path: Path) -> IO[str] | None:
         try:
             file = path.open('a+')
         except OSError as error:
-            return _warn(path, error)
+            _warn(path, error)
+            return None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it before may have deleted it in between.
@@ -72,7 +73,8 @@ def _lock(path: Path) -> IO[str] | None:
             with file:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UserError(_refusal(path, file)) from error
-            return _warn(path, error)
+            _warn(path, error)
+            return None
         file.close()
     with suppress(OSError):  # the disk is full
         file.truncate(0)

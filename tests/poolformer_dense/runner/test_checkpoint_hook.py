@@ -17,6 +17,7 @@ from mmengine.hooks import CheckpointHook
 
 from backbones.checkpoints import seal_holds
 from poolformer_dense import files
+from poolformer_dense.errors import UserError
 from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
 from tests.poolformer_dense.runner import tiny
 
@@ -38,8 +39,9 @@ def whole(content, tmp_path) -> bytes:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a work directory but for the logs and the config."""
-    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix != '.py')
+    """The files of a work directory but for the logs, the config and the lock."""
+    others = ('.py', '.lock')
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix not in others)
 
 
 def _fail_once(monkeypatch, at: int, error: OSError) -> None:
@@ -300,3 +302,64 @@ def test_wrong_arguments_show_at_once():
         AtomicCheckpointHook(max_keep=1)
     with pytest.raises(ValueError, match='minutes'):
         AtomicCheckpointHook(minutes=-1)
+
+
+class TestTheLastSave:
+    @pytest.fixture
+    def pauses(self, monkeypatch) -> list[float]:
+        """What was waited for, without waiting."""
+        waited = []
+        monkeypatch.setattr(time, 'sleep', waited.append)
+        return waited
+
+    def _fail(self, monkeypatch, error: OSError, times: int) -> None:
+        """Make saves fail from the second on."""
+        names = []
+        save = files.save_sealed
+
+        def failing(checkpoint, path):
+            names.append(Path(path).name)
+            if 1 < len(names) <= 1 + times:
+                raise error
+            save(checkpoint, path)
+
+        monkeypatch.setattr('poolformer_dense.runner.runner.save_sealed', failing)
+
+    @pytest.mark.parametrize('loop', ['epoch', 'iter'])
+    def test_is_tried_again(self, runs, monkeypatch, full_disk, pauses, loop):
+        self._fail(monkeypatch, full_disk, 2)
+        tiny.tiny_runner(runs, loop=loop, checkpoint=ATOMIC | dict(max_keep_ckpts=1)).train()
+        name = 'epoch_2.pth' if loop == 'epoch' else 'iter_12.pth'
+        assert _names(runs) == [name, 'last_checkpoint']
+        assert pauses == [1.0, 5.0]
+        meta = torch.load(runs / name, weights_only=False)['meta']
+        assert meta['iter'] == 12
+        assert meta['epoch'] == (2 if loop == 'epoch' else 0)
+
+    def test_is_an_error_if_it_can_not_be_made(self, runs, monkeypatch, full_disk, pauses):
+        self._fail(monkeypatch, full_disk, 99)
+        runner = tiny.tiny_runner(runs, checkpoint=ATOMIC | dict(max_keep_ckpts=1))
+        match = r'iteration 12, the last, are not on disk .*No space left.*epoch_1.pth is the last'
+        with pytest.raises(UserError, match=match):
+            runner.train()
+        assert len(pauses) > 1
+        assert _names(runs) == ['epoch_1.pth', 'last_checkpoint']
+
+    def test_of_all_ranks_is_an_error(self, runs, monkeypatch, full_disk, pauses):
+        self._fail(monkeypatch, full_disk, 99)
+
+        def train() -> None:
+            options = dict(launcher='pytorch', ranks=2, checkpoint=ATOMIC)
+            with pytest.raises(UserError, match='are not on disk'):
+                tiny.tiny_runner(runs / 'run', **options).train()
+
+        for child in tiny.fork_ranks(2, runs / 'ranks', train):
+            child.result()
+
+    def test_between_the_intervals_is_made_up_for(self, runs, monkeypatch, full_disk, pauses):
+        # No save is due at the end, but the last one that was due has failed.
+        self._fail(monkeypatch, full_disk, 1)
+        options = ATOMIC | dict(interval=2, save_last=False)
+        tiny.tiny_runner(runs, steps=30, checkpoint=options).train()
+        assert _names(runs) == ['epoch_2.pth', 'iter_30.pth', 'last_checkpoint']
+        assert torch.load(runs / 'iter_30.pth', weights_only=False)['meta']['epoch'] == 5
