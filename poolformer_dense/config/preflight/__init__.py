@@ -17,6 +17,7 @@ from .contents import check_annotations
 from .evaluation import check_evaluators
 from .head_losses import check_losses
 from .model import check_backbone
+from .monitors import check_monitors
 from .packages import check_loggers
 from .plan import Notice, Plan
 from .segmentation import check_crop, check_unlabelled
@@ -31,6 +32,7 @@ CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_classes,
     check_evaluators,
     check_unlabelled,
+    check_monitors,
     check_checkpoints,
     check_annotations,
 )
