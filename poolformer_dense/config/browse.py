@@ -15,6 +15,7 @@ from mmengine.runner import set_random_seed
 from mmengine.structures import PixelData
 from numpy.typing import NDArray
 
+from ..data.label_order import in_class_order
 from ..errors import UserError
 from .datasets import check_paths
 from .walk import datasets_of
@@ -52,7 +53,7 @@ def draw_samples(
     for place, source in datasets_of(cfg, split):
         check_paths(cfg, place, source)
         resized_back = _labels_follow_resizing(source.get('pipeline') or [])
-    dataset = DATASETS.build(loader.dataset)
+    dataset = DATASETS.build(in_class_order(loader.dataset, DATASETS))
     # A visualizer of its own: the config's would also write to its backends.
     visualizer = VISUALIZERS.build(
         {**cfg.visualizer, 'name': 'browse', 'vis_backends': None, 'alpha': 0.6}

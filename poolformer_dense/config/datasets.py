@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from ..data.faults import fault
+from ..data.faults import fault, first_names
+from ..data.label_order import class_of
 from ..data.source import Source
 from ..errors import UserError
 from .decode_heads import ignored_labels
@@ -47,7 +49,7 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
         ]
         for place, node in datasets_of(cfg, split):
             check_paths(cfg, place, node)
-            dataset = _build(place, node, cfg.default_scope)
+            dataset = unread_dataset(place, node, cfg.default_scope)
             if dataset is None:
                 unknown.append(f'{place} ({node["type"]})')
                 continue
@@ -87,20 +89,61 @@ def _source(cfg: Config, place: str, node: Mapping[str, Any], dataset: BaseDatas
     return source
 
 
-def _build(place: str, node: Mapping[str, Any], scope: str) -> BaseDataset | None:
-    """Build a data set without reading its data; None if its class can't do that."""
+def unread_dataset(place: str, node: Mapping[str, Any], scope: str) -> BaseDataset | None:
+    """Build a data set without reading its data; None if its class can't do that.
+
+    Args:
+        place: Where the config names it.
+        node: Its config.
+        scope: The config's default scope.
+
+    Raises:
+        UserError: Its type, its arguments or its classes are wrong.
+    """
     config = copy.deepcopy(dict(node)) | dict(lazy_init=True, pipeline=[])
     # The toolboxes' types are in the registry of the config's scope.
     with DATASETS.switch_scope_and_registry(scope) as registry:
-        target = registry.get(node['type'])
+        target = class_of(node, registry)
         if target is None:
             raise UserError(f'{place}: there is no data set type {node["type"]!r}')
         if not issubclass(target, BaseDataset):
             return None
+        _check_metainfo(place, node.get('metainfo'))
         try:
-            return registry.build(config)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f'{place}: {node["type"]} refuses its arguments: {error}') from error
+            dataset = registry.build(config)
+        except (TypeError, ValueError, AssertionError, OSError) as error:
+            raise UserError(f'{place}: {target.__name__} refuses its arguments: {error}') from error
+    check_names(dataset.metainfo.get('classes'), f'{place}.metainfo.classes')
+    return dataset
+
+
+def _check_metainfo(place: str, metainfo: Any) -> None:
+    """Refuse the names that mmdet 2 and mmseg 0 had, which are ignored now."""
+    for key in metainfo if isinstance(metainfo, Mapping) else ():
+        if key in ('CLASSES', 'PALETTE'):
+            raise UserError(f'{place}.metainfo.{key} is ignored: the name is {key.lower()} now')
+
+
+def check_names(classes: Any, place: str) -> None:
+    """Refuse what is no list of different names of classes; None is none at all.
+
+    Raises:
+        UserError: One line with the place and the remedy.
+    """
+    if classes is None:
+        return
+    if isinstance(classes, str):
+        raise UserError(
+            f'{place} is the text {classes!r}, and each of its letters would be a class; a tuple '
+            f"of one needs a comma, ({classes!r},), on the command line \"['{classes}']\". A file "
+            'of names, one a line, would have to be there'
+        )
+    if not isinstance(classes, (list, tuple)):
+        raise UserError(f'{place} is {classes!r}; it is a tuple of names')
+    if wrong := [name for name in classes if not isinstance(name, str) or not name.strip()]:
+        raise UserError(f'{place} has {wrong[0]!r} among its names; each is a text, none is empty')
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(f'{place} has a name several times: {first_names(twice)}')
 
 
 def check_paths(cfg: Config, place: str, dataset: Mapping[str, Any]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,13 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from ..errors import UserError
-from .categories import category_problem
+from .categories import missing_problem, order_problem
 from .coco_faults import coco_faults
 from .coco_fix import clean
+from .coco_json import hold_json, no_collector, take_json
 from .faults import Fault, fault
 from .images import inspect_image, missing_files, read_all
+from .label_order import has_class_order
 from .source import Source
 
 
@@ -53,9 +53,9 @@ class CocoFile:
     def faults(self, quick: bool, title: str = '') -> list[Fault]:
         """Check the file and its images; a quick check opens none of them."""
         source = self.source
-        with _no_collector():
+        with no_collector():
             try:
-                content = json.loads(Path(self.path).read_bytes())
+                content = take_json(self.path)
             except (ValueError, RecursionError) as error:
                 return [fault('annotation file', self.path, f'is not JSON: {error}')]
             faults = coco_faults(content, source.masks, source.evaluated)
@@ -66,9 +66,15 @@ class CocoFile:
             f'{len(content["images"])} images, {len(content.get("annotations", []))} annotations'
         )
         names = [str(c.get('name')) for c in content['categories'] if isinstance(c, dict)]
-        if source.classes and (problem := category_problem(Path(self.path), names, source.classes)):
+        problem = missing_problem(self.path, names, source.classes)
+        if not problem and not has_class_order(type(source.dataset)):
+            problem = order_problem(self.path, names, source.classes)
+        if problem:
             faults.append(fault('classes', f'{source.places[0]}.ann_file', problem))
-        return faults + self._image_faults(quick, title)
+        faults += self._image_faults(quick, title)
+        if quick:
+            hold_json(self.path, content)
+        return faults
 
     def fix(self, target: Path, faults: Sequence[Fault]) -> Counter[tuple[str, str, str]]:
         """Write the file without the faulty entries, repaired where that can be done for sure.
@@ -117,15 +123,3 @@ class CocoFile:
                 )
                 faults.append(fault('wrong image size', path, detail, ('images', i)))
         return faults
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Halve the time that parsing takes: the collector would visit every list again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -19,6 +19,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
+from ..data.label_order import in_class_order
 from ..errors import UserError
 from .random_state import seeded
 
@@ -314,7 +315,7 @@ def build_exact_dataloader(
     else:
         dataset = dataloader['dataset']
         if isinstance(dataset, dict):
-            dataset = DATASETS.build(dataset)
+            dataset = DATASETS.build(in_class_order(dataset, DATASETS))
             if hasattr(dataset, 'full_init'):
                 dataset.full_init()
         if not isinstance(dataset, IterableDataset) and not getattr(dataset, 'seeded', False):

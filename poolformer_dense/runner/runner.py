@@ -28,7 +28,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import DATASETS, LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner, save_checkpoint, weights_to_cpu
 from mmengine.utils import apply_to
 from mmengine.visualization import Visualizer
@@ -45,6 +45,7 @@ from backbones.checkpoints import (
 )
 
 from ..config.walk import nodes_of_type
+from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
 from ..files import save_sealed
 from .folder_lock import alone_in
@@ -399,9 +400,15 @@ class DenseRunner(Runner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build a loader as mmengine does, with what suits its number of workers."""
-        if not isinstance(dataloader, DataLoader):
-            dataloader = fit_workers(dataloader)
+        """Build a loader as mmengine does, with what suits its number of workers.
+
+        Labels of COCO data sets follow ``metainfo.classes``.
+        """
+        if isinstance(dataloader, DataLoader):
+            check_order_as_built(dataloader.dataset)
+        else:
+            dataset = in_class_order(dataloader['dataset'], DATASETS)
+            dataloader = fit_workers({**dataloader, 'dataset': dataset})
         return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
@@ -434,7 +441,7 @@ class DenseRunner(Runner):
     def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
         if any(nodes_of_type(evaluator, 'FasterCocoMetric')):
             _check_faster_coco()
-        return super().build_evaluator(evaluator)
+        return super().build_evaluator(in_class_order(evaluator, METRICS))
 
     def scale_lr(
         self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None
