@@ -17,6 +17,7 @@ ALLOWED = {
     'private: CheckpointHook._publish_model': 'writes what is published; ours reads it safely',
     'private: CheckpointHook._save_best_checkpoint': 'removes the best before the new is there',
     'private: CheckpointHook._save_checkpoint_with_step': 'removes before the new is there',
+    'private: CocoMetric._coco_api': 'the ids of the categories it evaluates with',
     'private: CheckpointLoader._schemes': 'nothing else tells what is registered',
     'private: EpochBasedTrainLoop._epoch': 'its counter, which has no setter',
     'private: Runner._has_loaded': 'what load_or_resume acts on has no setter',

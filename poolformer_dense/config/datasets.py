@@ -135,7 +135,7 @@ def check_names(classes: Any, place: str) -> None:
     if isinstance(classes, str):
         raise UserError(
             f'{place} is the text {classes!r}, and each of its letters would be a class; a tuple '
-            f"of one needs a comma, ({classes!r},), on the command line \"['{classes}']\". A file "
+            f'of one needs a comma, ({classes!r},), on the command line "[\'{classes}\']". A file '
             'of names, one a line, would have to be there'
         )
     if not isinstance(classes, (list, tuple)):

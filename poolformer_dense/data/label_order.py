@@ -37,7 +37,7 @@ def in_class_order(config: Any, registry: Registry) -> Any:
     return config
 
 
-def has_class_order(kind: type) -> bool:
+def has_class_order(kind: Any) -> bool:
     """Whether labels of a data set or a metric of this class follow ``metainfo.classes``."""
     # Without mmdet there can be no subclass of its classes; to import it takes seconds.
     if 'mmdet.datasets' not in sys.modules:
@@ -63,7 +63,7 @@ def check_order_as_built(dataset: Any) -> None:
     for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
         if inner is not None:
             check_order_as_built(inner)
-    kind = type(dataset)
+    kind: Any = type(dataset)
     if issubclass(ordered(kind), OrderedCocoDataset) and not issubclass(kind, OrderedCocoDataset):
         path = Path(dataset.ann_file or '')
         classes = dataset.metainfo.get('classes') or ()

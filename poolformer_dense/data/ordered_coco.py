@@ -84,7 +84,7 @@ class OrderedCocoMetric(CocoMetric):
 
 
 @functools.cache
-def ordered(kind: type) -> type:
+def ordered(kind: Any) -> type[Any]:
     """Return a data set's or a metric's class with labels in the order of the classes.
 
     Others than those that number labels as `CocoDataset` and `CocoMetric` do are returned as
@@ -93,13 +93,13 @@ def ordered(kind: type) -> type:
     ours = _ours(kind)
     if ours is None or issubclass(kind, ours):
         return kind
-    body = dict(__module__=kind.__module__, __doc__=kind.__doc__)
+    body: dict[str, Any] = dict(__module__=kind.__module__, __doc__=kind.__doc__)
     if ours is OrderedCocoDataset:
         body['plain_type'] = kind
     return type(kind.__name__, (ours, kind), body)
 
 
-def _ours(kind: type) -> type | None:
+def _ours(kind: Any) -> type[Any] | None:
     if issubclass(kind, CocoDataset):
         # LVIS and panoptic annotations are read in other ways.
         lvis = any(base.__module__ == 'mmdet.datasets.lvis' for base in kind.__mro__)
@@ -118,6 +118,5 @@ _METRICS = {
 }
 
 
-def _new(kind: type) -> Any:
-    cls = ordered(kind)
-    return cls.__new__(cls)
+def _new(kind: Any) -> Any:
+    return object.__new__(ordered(kind))

@@ -59,7 +59,11 @@ class Detections:
                 self.found.dataset.update(self.truth.dataset, annotations=[])
                 self.found.createIndex()
         wanted = set(validation['classes'])
-        categories = [c for c, cat in self.truth.cats.items() if cat['name'] in wanted]
+        # By their ids, as COCOeval sorts them.
+        categories = sorted(c for c, cat in self.truth.cats.items() if cat['name'] in wanted)
+        # A validation may be of a part of the file.
+        predicted = validation.get('images')
+        self._images = [i for i in self.truth.imgs if predicted is None or str(i) in predicted]
         self._labels = {category: label for label, category in enumerate(categories)}
         self.classes = [self.truth.cats[c]['name'] for c in categories]
         self._score()
@@ -86,7 +90,7 @@ class Detections:
     def _evaluate(self, by_class: bool) -> COCOeval:
         evaluation = COCOeval(self.truth, self.found, self.kind)
         params = evaluation.params
-        params.catIds = list(self._labels)
+        params.catIds, params.imgIds = list(self._labels), self._images
         params.useCats = int(by_class)
         params.maxDets = [100]
         params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]

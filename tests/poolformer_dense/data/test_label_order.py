@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import pickle
 import random
 from pathlib import Path
@@ -184,12 +183,6 @@ def test_worker_processes_are_given_them(shuffled, kind):
     again = pickle.loads(pickle.dumps(dataset))
     assert type(again) is type(dataset)
     assert _areas(again) == _areas(dataset) == _areas(copy.deepcopy(dataset))
-
-
-def test_spawned_workers_read_them(shuffled):
-    dataset = _build(_node(shuffled))
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        assert pool.apply(len, (dataset,)) == len(dataset)
 
 
 @pytest.mark.parametrize('wrong', ['missing', 'twice'])

@@ -11,26 +11,7 @@ import torch
 from backbones.checkpoints import CheckpointError
 from poolformer_dense.config.load import load_config, use_mirror
 from poolformer_dense.config.preflight import check_run
-from poolformer_dense.data.categories import read_categories
 from poolformer_dense.errors import UserError
-
-
-@pytest.fixture
-def detection(root, shapes):
-    def load(**overrides):
-        path = root / 'configs/demo/retinanet_poolformer_s12.py'
-        return load_config(str(path), {'data_root': str(shapes / 'coco'), **overrides})
-
-    return load
-
-
-@pytest.fixture
-def segmentation(root, shapes):
-    def load(**overrides):
-        path = root / 'configs/demo/fpn_poolformer_s12.py'
-        return load_config(str(path), {'data_root': str(shapes / 'ade'), **overrides})
-
-    return load
 
 
 def _rewritten(shapes: Path, folder: Path, change) -> Path:
@@ -85,49 +66,12 @@ def test_wrapped_data_sets_are_checked(detection):
         check_run(cfg, ['train'])
 
 
-def test_categories_that_differ(detection, shapes, tmp_path):
-    def change(content):
-        content['categories'][1]['name'] = 'rectangle'
-
-    path = _rewritten(shapes, tmp_path, change)
-    cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
-    with pytest.raises(
-        UserError,
-        match=r"1 of the 3 classes .*\(square\).*'disc', 'rectangle', 'tri.*num_classes=3",
-    ):
-        check_run(cfg, ['val'])
-
-
-def test_categories_in_another_order(detection, shapes, tmp_path):
-    # mmdet numbers labels in the file's order, whatever the order of metainfo.classes.
-    path = _rewritten(shapes, tmp_path, lambda content: content['categories'].reverse())
-    cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
-    with pytest.raises(UserError, match=r"another order .*\('triangle', 'square', 'disc'\)"):
-        check_run(cfg, ['val'])
-
-
-def test_more_categories_than_the_config_are_fine(detection, shapes, tmp_path, logged):
-    path = _rewritten(
-        shapes, tmp_path, lambda content: content['categories'].append(dict(id=9, name='star'))
-    )
-    check_run(detection(**{'val_dataloader.dataset.ann_file': str(path)}), ['val'])
-    assert [line for line in logged if line.endswith('left out by the config: star')]
-
-
 def test_not_an_annotation_file(detection, tmp_path):
     path = tmp_path / 'notes.json'
     path.write_text('{"images": []}')
     cfg = detection(**{'val_dataloader.dataset.ann_file': str(path)})
     with pytest.raises(UserError, match=r'notes\.json is not a COCO annotation file'):
         check_run(cfg, ['val'])
-
-
-@pytest.mark.parametrize('separators', [(',', ':'), (', ', ' : ')])
-def test_categories_are_read_wherever_they_stand(tmp_path, separators):
-    path = tmp_path / 'a.json'
-    content = dict(categories=[dict(id=2, name='käse')], images=[dict(id=1)], annotations=[])
-    path.write_text(json.dumps(content, separators=separators, ensure_ascii=False))
-    assert read_categories(path) == ['käse']
 
 
 def test_num_classes_of_a_detector(detection):

@@ -1,0 +1,41 @@
+"""Configs of the demo on drawn shapes, and what is changed in their annotations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from poolformer_dense.config.load import load_config
+
+
+@pytest.fixture
+def detection(root, shapes):
+    def load(**overrides):
+        path = root / 'configs/demo/retinanet_poolformer_s12.py'
+        return load_config(str(path), {'data_root': str(shapes / 'coco'), **overrides})
+
+    return load
+
+
+@pytest.fixture
+def segmentation(root, shapes):
+    def load(**overrides):
+        path = root / 'configs/demo/fpn_poolformer_s12.py'
+        return load_config(str(path), {'data_root': str(shapes / 'ade'), **overrides})
+
+    return load
+
+
+@pytest.fixture
+def rewritten(shapes, tmp_path):
+    """Write a changed copy of a split's annotations; returns its path."""
+
+    def write(change, split='val', name='changed.json'):
+        path = shapes / f'coco/annotations/instances_{split}2017.json'
+        content = json.loads(path.read_text())
+        change(content)
+        (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path / name
+
+    return write
