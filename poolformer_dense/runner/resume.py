@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import zipfile
@@ -15,7 +17,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from backbones.checkpoints import CheckpointError, is_url, read_checkpoint, read_outline
 
 from ..errors import UserError
+from ..files import replacing
 
+# Says which of a folder's checkpoints were there before its last training began.
+_START = 'last_start'
 _NAME = re.compile(r'(epoch|iter)_\d+\.pth')
 
 
@@ -89,6 +94,7 @@ def checkpoint_to_resume(
     A run that torchrun restarted after a failure continues from what it had saved, even if its
     command line says to begin with something else; ``LAUNCH_TIME`` (seconds since 1970), which
     tools/launch.sh sets, tells its checkpoints from those of an earlier run in the same folder.
+    So does what `note_start` left there.
 
     Args:
         folder: The work directory.
@@ -97,13 +103,14 @@ def checkpoint_to_resume(
         read: As for `newest_intact`.
 
     Raises:
-        UserError: The run is to resume, and none of its checkpoints can be used.
+        UserError: The run is to resume, and none of its checkpoints can be used, or there are only
+            an earlier run's.
     """
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
     if not automatic and not restarted:
         return None
     since = 0.0 if automatic else float(os.environ.get('LAUNCH_TIME', '0'))
-    answers = [_answer(folder, since, read) if is_main_process() else (None, [], None)]
+    answers = [_answer(folder, automatic, since, read) if is_main_process() else (None, [], None)]
     broadcast_object_list(answers)
     path, skipped, error = answers[0]
     if error and automatic:
@@ -113,13 +120,64 @@ def checkpoint_to_resume(
     return path
 
 
+def note_start(folder: str, source: str | None, logger: logging.Logger) -> None:
+    """Note that a training begins in a folder which may hold another run's checkpoints.
+
+    From now on those are not its own: to resume it never takes them.
+
+    Args:
+        folder: The work directory.
+        source: The checkpoint that the command line told it to resume from, if it did.
+        logger: For a warning that the folder holds them.
+    """
+    note = Path(folder, _START)
+    earlier, _ = _candidates(saved_checkpoints(folder))
+    if not earlier:
+        note.unlink(missing_ok=True)
+        return
+    newest = max(earlier)
+    if source is None:
+        logger.warning(
+            f'{folder} holds checkpoints of another training, up to {newest.path.name} (iteration '
+            f'{newest.iteration}). This one does not resume it, and replaces files of the same '
+            f'name. --resume will continue this one; --resume {newest.path} the other'
+        )
+    elif Path(source).exists():
+        source = os.path.abspath(source)
+    with replacing(note) as file:
+        file.write(json.dumps(dict(before=newest.saved_at, resumed_from=source)).encode())
+
+
+def _last_start(folder: Path) -> tuple[float, str | None]:
+    """When the last checkpoint before the last start was saved, and where that resumed from."""
+    try:
+        note = json.loads((folder / _START).read_text())
+        before, source = float(note['before']), note['resumed_from']
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0, None
+    own = folder / Path(source or '').name
+    return before, str(own) if source and not Path(source).exists() and own.is_file() else source
+
+
 def _answer(
-    folder: str, since: float, read: Callable[[Path], Any]
+    folder: str, automatic: bool, since: float, read: Callable[[Path], Any]
 ) -> tuple[str | None, list[str], str | None]:
+    before, source = _last_start(Path(folder))
+    since = max(since, math.nextafter(before, math.inf))
     try:
         path, skipped = newest_intact(folder, since, read)
     except UserError as error:
         return None, [], str(error)
+    if path is None and automatic and source:
+        return source, skipped, None
+    earlier, _ = _candidates(saved_checkpoints(folder)) if before else ([], [])
+    if path is None and automatic and earlier:
+        only_earlier = (
+            f'the training that began last in {folder} has saved no checkpoint; those there are '
+            f'of an earlier one: continue that with --resume {max(earlier).path}, or begin again '
+            'without --resume'
+        )
+        return None, skipped, only_earlier
     return (str(path) if path else None), skipped, None
 
 

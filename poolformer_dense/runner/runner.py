@@ -57,7 +57,7 @@ from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
 from .ranks import write_on_main
-from .resume import checkpoint_to_resume, last_save
+from .resume import checkpoint_to_resume, last_save, note_start
 from .state import (
     AccumulatedGradients,
     Position,
@@ -251,14 +251,18 @@ class DenseRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load or resume as the config says; what is resumed is the newest intact checkpoint."""
+        begins = False
         if not self._has_loaded and self._train_loop is not None:
             automatic = self._resume and self._load_from is None
             path = checkpoint_to_resume(self.work_dir, automatic, self.logger, self._examine)
             if path is not None:
                 self._resume, self._load_from = True, path
                 self.logger.info(f'Resuming from {path}.')
+            begins = path is None and isinstance(self._train_loop, BaseLoop)
         super().load_or_resume()
         self._examined = None
+        if begins and is_main_process():
+            note_start(self.work_dir, self._load_from if self._resume else None, self.logger)
 
     def _examine(self, path: Path) -> None:
         """Read a checkpoint to see whether it can be."""

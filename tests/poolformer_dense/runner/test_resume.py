@@ -244,6 +244,69 @@ def test_a_new_run_begins_at_the_beginning(copy):
     assert _resumed(copy / 'empty')[0] == 0
 
 
+class TestSeveralTrainingsInOneFolder:
+    """The first left two epochs; the second begins at iteration 0."""
+
+    def test_the_second_says_so(self, copy):
+        start, said = _resumed(copy, resume=False)
+        assert start == 0
+        assert 'holds checkpoints of another training, up to epoch_2.pth (iteration 12)' in said
+        assert f'--resume {copy}/epoch_2.pth' in said
+
+    def test_nothing_is_said_or_left_where_there_is_no_other(self, tmp_path):
+        assert 'another training' not in _resumed(tmp_path / 'new', resume=False)[1]
+        assert not (tmp_path / 'new/last_start').exists()
+
+    def test_a_later_resume_takes_the_seconds(self, copy):
+        tiny.tiny_runner(copy, steps=6, **OPTIONS).train()
+        start, said = _resumed(copy)
+        assert start == 6
+        assert f'Resuming from {copy}/epoch_1.pth' in said
+
+    def test_a_later_resume_never_takes_the_firsts(self, copy):
+        _resumed(copy, resume=False)
+        match = f'saved no checkpoint; .* earlier one: .*--resume {copy}/epoch_2.pth'
+        with pytest.raises(UserError, match=match):
+            _resumed(copy)
+        tiny.tiny_runner(copy, steps=6, **OPTIONS).train()
+        _flip(copy / 'epoch_1.pth')
+        with pytest.raises(UserError, match='saved no checkpoint'):
+            _resumed(copy)
+
+    def test_the_first_is_continued_by_its_name_and_then_by_itself(self, copy):
+        _resumed(copy, resume=False)
+        assert _resumed(copy, load_from=str(copy / 'epoch_2.pth'))[0] == 12
+        assert _resumed(copy)[0] == 12
+
+    def test_a_folder_that_was_emptied_is_as_new(self, copy):
+        _resumed(copy, resume=False)
+        for path in copy.glob('epoch_*.pth'):
+            path.unlink()
+        (copy / 'last_checkpoint').unlink()
+        assert _resumed(copy)[0] == 0
+
+    def test_going_back_is_a_new_start(self, copy):
+        assert _resumed(copy, load_from=os.path.relpath(copy / 'epoch_1.pth'))[0] == 6
+        assert _resumed(copy)[0] == 6
+
+    def test_a_moved_folder_keeps_its_start(self, copy):
+        _resumed(copy, load_from=str(copy / 'epoch_1.pth'))
+        moved = copy.rename(copy.with_name('moved'))
+        assert _resumed(moved)[0] == 6
+
+    @pytest.mark.parametrize('note', ['', '{', '[]', '{"before": null}'])
+    def test_an_unreadable_note_is_none(self, copy, note):
+        (copy / 'last_start').write_text(note)
+        assert _resumed(copy)[0] == 12
+
+    def test_ranks_agree(self, copy):
+        def start() -> int:
+            return _resumed(copy, launcher='pytorch', ranks=2)[0]
+
+        _resumed(copy, load_from=str(copy / 'epoch_1.pth'))
+        assert [c.result() for c in tiny.fork_ranks(2, copy / 'ranks', start)] == [6, 6]
+
+
 class TestRestartByTorchrun:
     @pytest.fixture
     def restarted(self, monkeypatch):
