@@ -8,8 +8,10 @@ import struct
 from pathlib import Path
 
 from tests.backbones.pickled import (
+    HISTORY,
     HOOKS,
     array,
+    attribute,
     buffer,
     call,
     group,
@@ -127,20 +129,14 @@ LEADING = {
 
 
 def acting(function: str, canary: Path) -> bytes:
-    """A call that makes the canary."""
+    """A call of a function of `ACTING`, which makes the canary, or of `LEADING`."""
     if function == 'pathlib.Path.touch':
         inner = call('pathlib.PosixPath', text(str(canary)))
-        return call('builtins.getattr', name('pathlib.Path'), text('touch')) + group(inner) + b'R'
+        return attribute(function) + group(inner) + b'R'
     if function == 'trace.Trace.run':
-        made = call('trace.Trace')
-        run = call('builtins.getattr', made, text('run'))
+        run = attribute(function, of=call('trace.Trace'))
         return run + group(text(f"open('{canary}', 'w')")) + b'R'
-    return call(function, *map(value, _filled(ACTING[function], canary)))
-
-
-def leading(function: str, canary: Path) -> bytes:
-    """A call of one that leads to others."""
-    return call(function, *map(value, _filled(LEADING[function], canary)))
+    return call(function, *map(value, _filled((ACTING | LEADING)[function], canary)))
 
 
 def _filled(arguments: object, canary: Path) -> object:
@@ -155,7 +151,8 @@ def objects(canary: Path) -> dict[str, bytes]:
     """Pickles of single hostile objects by what they try."""
     system, touch = name('posix.system'), text(f'touch {canary}')
     act = group(touch)
-    found = {
+    log = dict(max_length=value(5), _log_history=array(), _count_history=array())
+    return {
         'INST': b'(' + touch + b'iposix\nsystem\n',
         'OBJ': b'(' + system + touch + b'o',
         'STACK_GLOBAL': text('posix') + text('system') + b'\x93' + act + b'R',
@@ -172,20 +169,8 @@ def objects(canary: Path) -> dict[str, bytes]:
         'rebuild from type': call(
             'torch._tensor._rebuild_from_type_v2', system, name('torch.Tensor'), act, b'}'
         ),
-        'getattr of a method': call(
-            'builtins.getattr',
-            call(
-                'builtins.getattr',
-                name('mmengine.logging.history_buffer.HistoryBuffer'),
-                text('min'),
-            ),
-            text('__globals__'),
-        ),
-        'getattr of the buffer': call(
-            'builtins.getattr',
-            name('mmengine.logging.history_buffer.HistoryBuffer'),
-            text('__init__'),
-        ),
+        'getattr of a method': attribute('__globals__', of=attribute(f'{HISTORY}.min')),
+        'getattr of the buffer': attribute(f'{HISTORY}.__init__'),
         'tensor hooks': tensor(hooks=HOOKS + b'(' + value(0) + system + b'u'),
         'tensor hooks dict': tensor(hooks=b'}'),
         'tensor BUILD': tensor() + value({'numpy': 1}) + b'b',
@@ -194,19 +179,11 @@ def objects(canary: Path) -> dict[str, bytes]:
         'ordered BUILD plain': HOOKS + value({'keys': 1}) + b'b',
         'setstate': call('torch.nn.modules.module.Module') + value({'x': 1}) + b'b',
         'buffer with other statistics': buffer(
-            max_length=value(5), _log_history=array(), _count_history=array(),
-            statistics_methods=b'}' + text('mean') + call(
-                'builtins.getattr',
-                name('mmengine.logging.history_buffer.HistoryBuffer'), text('min')
-            ) + b's',
+            **log, statistics_methods=b'}' + text('mean') + attribute(f'{HISTORY}.min') + b's'
         ),
-        'buffer with more': buffer(
-            max_length=value(5), _log_history=array(), _count_history=array(), mean=value(1)
-        ),
+        'buffer with more': buffer(**log, mean=value(1)),
         'buffer of texts': buffer(max_length=value(5), _log_history=text('a')),
-        'buffer of two lengths': buffer(
-            max_length=value(5), _log_history=array(), _count_history=array((2,), data=b'\0' * 16)
-        ),
+        'buffer of two lengths': buffer(**log | dict(_count_history=array((2,), data=b'\0' * 16))),
         'array of objects': array(dtype='O8'),
         'array of strings': array(dtype='U8'),
         'array of records': array(dtype='V8'),
@@ -282,7 +259,6 @@ def objects(canary: Path) -> dict[str, bytes]:
         'unknown instruction': b'\xee',
         'nothing': b'',
     }  # fmt: skip
-    return found
 
 
 def _doubled(levels: int) -> bytes:

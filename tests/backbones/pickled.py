@@ -6,6 +6,7 @@ import io
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 
 
 def text(value: str) -> bytes:
@@ -62,8 +63,18 @@ def tensor(size=(4,), stride=(1,), offset=0, stored=None, hooks=HOOKS, grad=Fals
 
 
 def buffer(**state: bytes) -> bytes:
+    """A log buffer with this state."""
     items = b''.join(text(key) + item for key, item in state.items())
-    return name('mmengine.logging.history_buffer.HistoryBuffer') + b')\x81}(' + items + b'ub'
+    return name(HISTORY) + b')\x81}(' + items + b'ub'
+
+
+HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+
+
+def attribute(path: str, of: bytes | None = None) -> bytes:
+    """The attribute that the last part of a path names, of the rest of it or of another object."""
+    owner, _, last = path.rpartition('.')
+    return call('builtins.getattr', name(owner) if of is None else of, text(last))
 
 
 def array(shape=(1,), dtype='f8', data=b'\0' * 8, copy=True, code='|') -> bytes:
@@ -84,7 +95,9 @@ def zipped(body: bytes, data: bytes = b'\0' * 16, **others: bytes) -> bytes:
     return zip_of({f'archive/{key}': content for key, content in entries.items()})
 
 
-def zip_of(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def zip_of(
+    entries: Mapping[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED
+) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', compression) as archive:
         for entry, content in entries.items():
