@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
-from tests.poolformer_dense.runner import tiny
+from tests.poolformer_dense.runner import launching, tiny
 
 STEPS = 12
 
@@ -91,3 +93,33 @@ def differences(folder: Path, stops: list[int], ranks: int, **options: Any) -> d
         }
         for stop, end in found.items()
     }
+
+
+def killed_and_whole(
+    folder: Path, whole: list[str], killed: list[str], resumed: list[str], **options: Any
+) -> list[dict[str, str]]:
+    """Run a command that trains into ``whole``, and one that is killed after a save, and resumed.
+
+    Args:
+        folder: Where they run; it gets their work directories ``whole`` and ``killed``.
+        whole: Trains two epochs of four iterations, and saves after each iteration.
+        killed: The same; it gets SIGKILL in its first epoch.
+        resumed: Resumes it.
+        options: For `subprocess`.
+
+    Returns:
+        Checksums of what both ended with.
+    """
+    options |= dict(cwd=folder)
+    subprocess.run(whole, check=True, timeout=300, **options)
+    with subprocess.Popen(killed, **options) as process:
+        launching.wait_for((folder / 'killed/iter_2.pth').exists, process, seconds=300)
+        process.kill()
+    assert not (folder / 'killed/epoch_2.pth').exists()
+    subprocess.run(resumed, check=True, timeout=300, **options)
+    ends = []
+    for name in ('killed', 'whole'):
+        checkpoint = torch.load(folder / name / 'epoch_2.pth', weights_only=False)
+        parts = ('state_dict', 'optimizer', 'param_schedulers', 'run_state')
+        ends.append({part: tiny.checksum(checkpoint[part]) for part in parts})
+    return ends

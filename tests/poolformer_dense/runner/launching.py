@@ -111,10 +111,13 @@ def progress(folder: Path, rank: int = 0) -> list[int]:
 
 
 def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen | None = None, log: Path | None = None
+    condition: Callable[[], bool],
+    process: subprocess.Popen | None = None,
+    log: Path | None = None,
+    seconds: float = DEADLINE,
 ) -> None:
-    """Wait until something is so, for `DEADLINE` at most and while a process lives."""
-    deadline = time.monotonic() + DEADLINE
+    """Wait until something is so, for so many seconds at most and while a process lives."""
+    deadline = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
             said = log.read_text()[-3000:] if log else ''

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
-from tests.poolformer_dense.runner.exactness import differences
+from tests.poolformer_dense.runner.exactness import differences, killed_and_whole
 
 
 @pytest.mark.parametrize(
@@ -74,18 +71,10 @@ def test_a_killed_tool_goes_on(runs, root, shapes):
             'default_hooks.checkpoint.minutes=1e-6', 'default_hooks.checkpoint.max_keep_ckpts=2',
         ]  # fmt: skip
 
-    subprocess.run(command(runs / 'whole'), check=True, cwd=runs, timeout=300)
-    with subprocess.Popen(command(runs / 'killed'), cwd=runs) as process:
-        deadline = time.monotonic() + 200
-        while not (runs / 'killed/iter_2.pth').exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-        process.kill()
-    assert not (runs / 'killed/epoch_2.pth').exists()
-    subprocess.run(command(runs / 'killed', '--resume'), check=True, cwd=runs, timeout=300)
-    ends = []
-    for folder in ('whole', 'killed'):
-        checkpoint = torch.load(runs / folder / 'epoch_2.pth', weights_only=False)
-        parts = ('state_dict', 'optimizer', 'param_schedulers', 'run_state')
-        ends.append({part: tiny.checksum(checkpoint[part]) for part in parts})
-    assert ends[0] == ends[1]
+    killed, whole = killed_and_whole(
+        runs,
+        command(runs / 'whole'),
+        command(runs / 'killed'),
+        command(runs / 'killed', '--resume'),
+    )
+    assert killed == whole

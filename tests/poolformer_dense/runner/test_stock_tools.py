@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mmdet
 import pytest
-import torch
 
 from tests.poolformer_dense.runner import tiny
+from tests.poolformer_dense.runner.exactness import killed_and_whole
 
 BY_REGISTRY = """
 import sys
@@ -51,22 +49,14 @@ def test_a_killed_run_is_resumed_by_mmdets_own_tool(runs, root, config):
     def command(program: Path, folder: str, *arguments: str) -> list[str]:
         return [sys.executable, str(program), str(config), '--work-dir', folder, *arguments]
 
-    options = dict(cwd=runs, env=environment, timeout=300)
-    subprocess.run(command(script, 'whole'), check=True, **options)
-    with subprocess.Popen(command(script, 'killed'), cwd=runs, env=environment) as process:
-        deadline = time.monotonic() + 200
-        while not (runs / 'killed/iter_2.pth').exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-        process.kill()
-    assert not (runs / 'killed/epoch_2.pth').exists()
-    subprocess.run(command(STOCK_TOOL, 'killed', '--resume'), check=True, **options)
-    ends = []
-    for folder in ('whole', 'killed'):
-        checkpoint = torch.load(runs / folder / 'epoch_2.pth', weights_only=False)
-        parts = ('state_dict', 'optimizer', 'param_schedulers', 'run_state')
-        ends.append({part: tiny.checksum(checkpoint[part]) for part in parts})
-    assert ends[0] == ends[1]
+    killed, whole = killed_and_whole(
+        runs,
+        command(script, 'whole'),
+        command(script, 'killed'),
+        command(STOCK_TOOL, 'killed', '--resume'),
+        env=environment,
+    )
+    assert killed == whole
     log = ''.join(path.read_text() for path in sorted((runs / 'killed').glob('*/*.log')))
     assert 'its steps are guarded by NumericalGuardHook' in log
     assert 'Resuming from' in log
