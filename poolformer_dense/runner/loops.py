@@ -1,23 +1,24 @@
-"""mmengine's training loops, resumed after any iteration as if they had never stopped."""
+"""mmengine's loops: training that resumes after any iteration, evaluation of images of any size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
-from torch import nn
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from .loader import KeyedBatches, build_exact_dataloader
 from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
 from .random_state import kept_random_state
-from .state import own_share
+from .state import bare_model, own_share
 from .workers import watched
 
 if TYPE_CHECKING:
@@ -203,6 +204,46 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
         return self.iter, self.max_iters
 
 
+class BySize(BaseLoop):
+    """An evaluation whose batches are given to mmseg's models in parts, each of images of one size.
+
+    mmseg's data preprocessor stacks no others. What is predicted does not depend on the batch, as
+    it would if images were padded to a common size; the order is kept. Put it before mmengine's
+    loop among the bases.
+    """
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        processor = getattr(bare_model(self.runner), 'data_preprocessor', None)
+        # mmdet's calls it seg_pad_value, and pads.
+        parts = parts_by_size(data_batch) if hasattr(processor, 'seg_pad_val') else [data_batch]
+        for part in parts:
+            super().run_iter(idx, part)
+
+
+def parts_by_size(data_batch: Any) -> list[Any]:
+    """Split a batch where the next image, (C, H, W), has another size than the one before."""
+    inputs = data_batch.get('inputs') if isinstance(data_batch, Mapping) else None
+    if not isinstance(inputs, (list, tuple)) or not all(isinstance(x, Tensor) for x in inputs):
+        return [data_batch]
+    groups = groupby(range(len(inputs)), key=lambda i: inputs[i].shape)
+    chosen = [list(indices) for _, indices in groups]
+    return [{k: [v[i] for i in part] for k, v in data_batch.items()} for part in chosen]
+
+
+@LOOPS.register_module()
+class BySizeValLoop(BySize, ValLoop):
+    """mmengine's ValLoop, also for segmentors whose batches hold images of several sizes."""
+
+
+@LOOPS.register_module()
+class BySizeTestLoop(BySize, TestLoop):
+    """mmengine's TestLoop, also for segmentors whose batches hold images of several sizes."""
+
+
+EVALUATING: dict[type[BaseLoop], type[BaseLoop]] = {
+    ValLoop: BySizeValLoop,
+    TestLoop: BySizeTestLoop,
+}
 EXACT: dict[type[BaseLoop], type[BaseLoop]] = {
     EpochBasedTrainLoop: ExactEpochBasedTrainLoop,
     IterBasedTrainLoop: ExactIterBasedTrainLoop,

@@ -51,7 +51,7 @@ from ..files import save_sealed
 from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, batch_factors
 from .launch import join_processes
-from .loops import EXACT, ExactResume
+from .loops import EVALUATING, EXACT, ExactResume
 from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
 from .process import run_process
@@ -427,6 +427,12 @@ class DenseRunner(Runner):
                 self.logger.info(f'{kind.__name__}: {EXACT[kind].__name__} takes its place.')
         return super().build_train_loop(loop)
 
+    def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        return super().build_val_loop(_by_size(loop, 'ValLoop'))
+
+    def build_test_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        return super().build_test_loop(_by_size(loop, 'TestLoop'))
+
     def build_optim_wrapper(
         self, optim_wrapper: OptimWrapper | dict[str, Any]
     ) -> OptimWrapper | OptimWrapperDict:
@@ -499,6 +505,15 @@ def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:
     if unsafe_load:
         runner.unsafe_load = True
     return runner
+
+
+def _by_size(loop: BaseLoop | dict[str, Any], default: str) -> BaseLoop | dict[str, Any]:
+    """Of mmengine's loop for validation or test, ours, which takes images of several sizes."""
+    if not isinstance(loop, dict):
+        return loop
+    kind = loop.get('type', default)
+    kind = LOOPS.get(kind) if isinstance(kind, str) else kind
+    return {**loop, 'type': EVALUATING.get(kind, kind)}
 
 
 def _on_cpu(state: Any) -> Any:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from poolformer_dense.runner.loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
+from poolformer_dense.runner.loops import (
+    ExactEpochBasedTrainLoop,
+    ExactIterBasedTrainLoop,
+    parts_by_size,
+)
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import exactness, tiny
 
@@ -361,3 +366,31 @@ def test_the_state_is_plain_data(runs):
     assert tiny.checksum(again) == tiny.checksum(state)
     assert again['position'] == dict(epoch=0, batch=3, validated=True, samples_per_step=2)
     assert again['accumulation']['ranks'][0]
+
+
+def test_a_batch_is_parted_where_the_size_changes():
+    wide, high = torch.zeros(3, 2, 4), torch.zeros(3, 4, 2)
+    batch = dict(inputs=[wide, wide, high, wide], data_samples=list('abcd'))
+    parts = parts_by_size(batch)
+    assert [part['data_samples'] for part in parts] == [['a', 'b'], ['c'], ['d']]
+    assert [[x.shape for x in part['inputs']] for part in parts] == [
+        [wide.shape] * 2, [high.shape], [wide.shape],
+    ]  # fmt: skip
+    for other in (dict(inputs=[[wide, high]]), [wide, high], dict(inputs=torch.zeros(2, 3, 4, 4))):
+        assert parts_by_size(other) == [other]
+
+
+@pytest.mark.parametrize('typed', [True, False])
+def test_a_segmentor_is_evaluated_in_batches_of_several_sizes(root, shapes, tmp_path, typed):
+    figures = []
+    for size in (1, 3):
+        cfg = tiny.demo_config(root, 'fpn', shapes, tmp_path / f'{size}{typed}')
+        cfg.test_dataloader.batch_size = size
+        cfg.test_cfg = dict(type='TestLoop') if typed else dict()
+        cfg.randomness = dict(seed=0)
+        figures.append(build_runner(cfg).test())
+    sizes = {mmcv.imread(str(path)).shape for path in (shapes / 'ade/images/validation').iterdir()}
+    assert len(sizes) > 1
+    alone, together = figures
+    names = {'aAcc', 'mIoU', 'mAcc'}
+    assert {n: alone[n] for n in names} == pytest.approx({n: together[n] for n in names}, abs=0.02)
