@@ -18,7 +18,7 @@ from ..data.label_order import class_of
 from ..data.source import Source
 from ..errors import UserError
 from .decode_heads import ignored_labels
-from .walk import SPLITS, datasets_of, entries_of, evaluators_of, walk
+from .walk import SPLITS, datasets_of, entries_of, evaluators_of, type_name, walk
 
 _REMEDIES = {
     'CocoDataset': '`tools/prepare_data.py coco` brings COCO 2017 to data/coco, or links to a copy '
@@ -26,6 +26,11 @@ _REMEDIES = {
     'ADE20KDataset': '`tools/prepare_data.py ade20k` brings ADE20K to data/ade, or links to a copy '
     'that is there already with --from DIR',
 }
+# A backbone's classes are of the classifier that it is not used as, a proposal is of one class;
+# losses count in their own ways.
+_OTHER_PLACES = {'backbone', 'rpn_head', 'semantic_head', 'reid', 'loss_cls', 'loss_decode'}
+# Heads of boundaries, of stuff, or of words.
+_OTHER_TASKS = {'STDCHead', 'FusedSemanticHead', 'GroundingDINOHead', 'ATSSVLFusionHead'}
 
 
 def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Source], list[str]]:
@@ -188,12 +193,13 @@ def check_num_classes(model: Any, expected: int, place: str) -> None:
 
 def wrong_num_classes(model: Any, expected: int, place: str) -> Iterator[str]:
     """Name each head of a model config that is built for another number of classes."""
-    for path, value in walk(model, 'model'):
-        *parents, key = path.split('.')
-        if key != 'num_classes' or not isinstance(value, int) or value == expected:
+    for where, node in walk(model, 'model'):
+        value = node.get('num_classes') if isinstance(node, Mapping) else None
+        if not isinstance(value, int) or value == expected:
             continue
-        # A backbone's is of the classifier that it is not used as; losses count in their own ways.
-        if not {'backbone', 'loss_cls', 'loss_decode'} & set(parents):
+        other = type_name(node) in _OTHER_TASKS or node.get('class_agnostic')
+        if not other and not _OTHER_PLACES & set(where.split('.')):
+            path = f'{where}.num_classes'
             yield (
                 f'{path}={value}, but {place} has {expected} classes; set both to the same, e.g. '
                 f'--cfg-options {path}={expected}'

@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from poolformer_dense.config.datasets import wrong_num_classes
 from poolformer_dense.config.load import load_config
 from poolformer_dense.config.preflight.head_losses import check_losses
 from poolformer_dense.config.preflight.plan import Plan
@@ -172,3 +173,20 @@ def test_weights_of_a_detector(root, config, place, weights, sigmoid, said):
         [text] = texts
         assert text.startswith(f'model.{place}.loss_cls.class_weight')
         assert re.search(said, text), text
+
+
+@pytest.mark.parametrize(
+    ('place', 'node', 'refused'),
+    [
+        ('auxiliary_head', [dict(type='FCNHead', num_classes=2)], True),
+        ('auxiliary_head', [dict(type='STDCHead', num_classes=2)], False),  # boundaries
+        ('rpn_head', dict(type='FCOSHead', num_classes=1), False),
+        ('semantic_head', dict(type='FusedSemanticHead', num_classes=183), False),
+        ('mask_head', dict(type='FCNMaskHead', num_classes=1, class_agnostic=True), False),
+        ('mask_head', dict(type='FCNMaskHead', num_classes=1), True),
+        ('backbone', dict(type='ResNet', num_classes=1000), False),
+        ('bbox_head', dict(num_classes=4, loss_cls=dict(type='SeesawLoss', num_classes=9)), False),
+    ],
+)
+def test_only_heads_of_the_data_have_its_number_of_classes(place, node, refused):
+    assert bool(list(wrong_num_classes({place: node}, 4, 'here'))) == refused
