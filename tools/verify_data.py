@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Verify the data that a config names, and say in one table what is wrong with it.
 
-Exit code: 0 without faults, 1 with any, 2 if the config or the paths are wrong.
+Exit code: 0 without faults, 1 with any or with data that can't be verified, 2 if the config or the
+paths are wrong.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
         sources, unknown = named_sources(cfg)
         results, unread = audit(sources, fix=args.fix, progress=True)
-    print(format_audits(results, unknown + unread, args.examples))
-    if any(result.faults for result in results):
+    unread += unknown
+    print(format_audits(results, unread, args.examples))
+    if unread or any(result.faults for result in results):
         sys.exit(1)
 
 

@@ -13,6 +13,7 @@ from .coco_file import CocoFile
 from .faults import Fault, fault_table, is_error, short_name
 from .label_maps import LabelMaps, reduce_zero_label_fault
 from .source import Source
+from .voc_files import VocFiles
 
 
 @dataclass
@@ -56,10 +57,10 @@ def audit(
     Raises:
         UserError: A repaired file would replace another.
     """
-    formats: dict[Source, type[CocoFile] | type[LabelMaps]] = {}
+    formats: dict[Source, type[CocoFile] | type[VocFiles] | type[LabelMaps]] = {}
     unread = []
     for source in sources:
-        for kind in (CocoFile, LabelMaps):
+        for kind in (CocoFile, VocFiles, LabelMaps):
             if source.local and kind.reads(source.dataset):
                 formats[source] = kind
         if source not in formats:
@@ -94,7 +95,10 @@ def format_audits(results: Sequence[Audit], unread: Sequence[str], examples: int
     lines += ['', fault_table(faulty, examples), ''] if faulty else []
     count = sum(len(faults) for _, faults in faulty)
     errors = sum(is_error(found) for _, faults in faulty for found in faults)
-    lines.append(f'errors: {errors}, warnings: {count - errors}' if count else 'no faults')
+    if count:
+        lines.append(f'errors: {errors}, warnings: {count - errors}')
+    elif not unread:
+        lines.append('no faults')
     for name, result in named:
         if result.fixed:
             lines += ['', f'{result.fixed}, the repaired {name}:']

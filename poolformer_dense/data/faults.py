@@ -38,6 +38,14 @@ SEVERITIES = {
     'broken polygon': MASK_ERROR,
     'polygon outside image': WARNING,
     'broken RLE': MASK_ERROR,
+    # of Pascal VOC's files
+    'missing annotation': ERROR,
+    'image listed twice': WARNING,
+    'empty box': ERROR,
+    'misspelt class': ERROR,
+    'object left out': WARNING,
+    'class without object': WARNING,
+    'no object': ERROR,
     # of image files
     'missing image': ERROR,
     'unreadable image': ERROR,

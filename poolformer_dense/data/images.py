@@ -52,7 +52,7 @@ def _decode(data: bytes, turn: bool) -> tuple[tuple[int, int] | None, str]:
     is_jpeg = image.format in _JPEG
     if is_jpeg:
         # Shrinking while decoding halves the time; the whole file is still read.
-        image.draft('RGB', (size[0] // 8, size[1] // 8))
+        image.draft('RGB', (size[0] // 8 or 1, size[1] // 8 or 1))
     image.load()
     if not is_jpeg and image.format != 'PNG' and mmcv.imfrombytes(data) is None:
         return None, f'OpenCV, which the training reads with, does not know {image.format}'

@@ -55,7 +55,13 @@ class LabelMaps:
     @staticmethod
     def reads(dataset: BaseDataset) -> bool:
         """Whether a data set has this format."""
-        return hasattr(dataset, 'reduce_zero_label')
+        from mmseg.datasets import BaseSegDataset
+
+        # A subclass that lists its files in another way may have pairs of images, or depth maps.
+        return (
+            isinstance(dataset, BaseSegDataset)
+            and type(dataset).load_data_list is BaseSegDataset.load_data_list
+        )
 
     def faults(self, quick: bool, title: str = '') -> list[Fault]:
         """Check the pairs; a quick check reads only a few of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..config.walk import evaluators_of
-from .validation import keep_detections, keep_label_maps, keep_summary, label_record
+from .validation import (
+    keep_boxes,
+    keep_detections,
+    keep_label_maps,
+    keep_summary,
+    label_record,
+)
 
 
 @HOOKS.register_module()
@@ -54,6 +61,9 @@ class ReportHook(Hook):
             if type(metric).__name__ == 'IoUMetric':
                 classes = len(metric.dataset_meta['classes'])
                 self._records += [label_record(s, classes, metric.ignore_index) for s in outputs]
+            elif type(metric).__name__ == 'VOCMetric':
+                paths = (os.path.abspath(sample.img_path) for sample in outputs)
+                self._records += zip(paths, metric.results[-len(outputs) :], strict=True)
             else:
                 # The metric's own, whose masks are encoded: a second copy would take as much again.
                 self._records += metric.results[-len(outputs) :]
@@ -70,6 +80,8 @@ class ReportHook(Hook):
             if records:  # the first process has all, the others none
                 if type(metric).__name__ == 'IoUMetric':
                     summary = keep_label_maps(records, dataset.metainfo, folder)
+                elif type(metric).__name__ == 'VOCMetric':
+                    summary = keep_boxes(records, dataset.metainfo, folder)
                 else:
                     summary = keep_detections(records, metric, _ann_file(runner), dataset, folder)
                 keep_summary(dict(epoch=runner.epoch, iter=runner.iter) | summary, folder)
@@ -86,7 +98,7 @@ class ReportHook(Hook):
 
     def _metric(self, runner: Runner) -> Any:
         """Return the first metric whose predictions can be kept, None if there is none."""
-        known = ('CocoMetric', 'FasterCocoMetric', 'IoUMetric')
+        known = ('CocoMetric', 'FasterCocoMetric', 'VOCMetric', 'IoUMetric')
         found = (m for m in runner.val_loop.evaluator.metrics if type(m).__name__ in known)
         return next(found, None) if self.predictions else None
 

@@ -47,7 +47,7 @@ class Predictions:
         if found is None:
             self.problem = (
                 'What the validation predicted was not kept: the training had no validation yet, '
-                'no ReportHook, or an evaluator other than CocoMetric and IoUMetric.'
+                'no ReportHook, or an evaluator other than CocoMetric, VOCMetric and IoUMetric.'
             )
         elif found['kind'] == 'segmentation':
             self.confusion = np.array(found['confusion'])
@@ -80,6 +80,9 @@ class Predictions:
             rows.append([self.classes[place], f'{self.amounts[place]:,}', *cells])
         caption = f'{", ".join(self.figures)} of each class in percent, last validation'
         amount = 'objects' if self.detections else 'pixels'
+        if self.detections and self.run.metrics[:1] == ['pascal_voc/mAP']:
+            text = "APs are COCO's, which differ a bit from the mAP that VOCMetric reports."
+            parts.append(Text(text))
         return [*parts, Table(caption, ['class', amount, *self.figures], rows)]
 
     def precision_recall(self) -> list[Part]:

@@ -133,7 +133,9 @@ def accuracy(runs: Sequence[Run]) -> list[Part]:
     # Figures of boxes, of masks and of the rest, each in their own chart.
     groups: dict[str, list[str]] = {}
     for name in runs[0].metrics:
-        groups.setdefault(name.split('_')[0] if '_' in name else '', []).append(name)
+        evaluator, _, figure = name.rpartition('/')
+        prefix = f'{evaluator}/{figure.split("_")[0]}' if '_' in figure else evaluator
+        groups.setdefault(prefix, []).append(name)
     charts = []
     for prefix, names in groups.items():
         lines = [line for name in names[:8] for line in _lines(runs, name, 'val')]

@@ -129,6 +129,59 @@ def keep_detections(
     )
 
 
+def keep_boxes(
+    records: Sequence[tuple[str, tuple[dict[str, np.ndarray], list[np.ndarray]]]],
+    metainfo: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write what a ``VOCMetric`` compared as COCO's files into a folder, and return the summary.
+
+    Objects that it ignores become crowds, which COCO's evaluation ignores.
+
+    Args:
+        records: For each image, of every process: its path, and the ``results`` of the metric:
+            ``bboxes`` (N, 4), ``labels`` (N,), the same of what is ignored, and the detections of
+            each class, (M, 5).
+        metainfo: The data set's.
+        folder: Where the files go.
+    """
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (_, (truth, found)) in enumerate(records, start=1):
+        for suffix, ignored in (('', 0), ('_ignore', 1)):
+            boxes, labels = truth[f'bboxes{suffix}'], truth[f'labels{suffix}']
+            for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+                width, height = x2 - x1, y2 - y1
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1, image_id=image, category_id=label + 1,
+                        bbox=[x1, y1, width, height], area=width * height, iscrowd=ignored,
+                    )
+                )  # fmt: skip
+        results += (
+            dict(image_id=image, category_id=label, bbox=[x1, y1, x2 - x1, y2 - y1], score=score)
+            for label, boxes in enumerate(found, start=1)
+            for x1, y1, x2, y2, score in boxes.tolist()
+        )
+    names = _names(metainfo)
+    content = dict(
+        images=[dict(id=i) for i in range(1, len(records) + 1)],
+        annotations=annotations,
+        categories=[dict(id=i, name=name) for i, name in enumerate(names['classes'], start=1)],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {'truth': folder / 'truth.gt.json', 'bbox': folder / 'results.bbox.json'}
+    for kind, written in (('truth', content), ('bbox', results)):
+        files[kind].write_text(json.dumps(written))
+    return dict(
+        kind='detection',
+        **names,
+        ann_file=str(files['truth']),
+        results=dict(bbox=str(files['bbox'])),
+        images={str(i): path for i, (path, _) in enumerate(records, start=1)},
+    )
+
+
 def keep_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Write what the report begins with, in one step: an interruption leaves the one before."""
     with replacing(folder / SUMMARY) as file:

@@ -18,7 +18,7 @@ from .validation import SUMMARY
 
 Record = dict[str, Any]
 # The figures by which a run is judged, the first that there is.
-_MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')
+_MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'pascal_voc/mAP', 'mIoU')
 _HEADING = re.compile(r'^(System|Runtime) environment:$')
 _ENTRY = re.compile(r'^ {4}(\S.*?): (.*)$')
 

@@ -65,3 +65,14 @@ def test_training_refuses_errors_in_one_line(run, root, coco, tmp_path):
         r'annotation 5 .*, run tools/verify_data\.py \S+retinanet_poolformer_s12\.py',
         done.stderr.splitlines()[-1],
     )
+
+
+def test_data_of_an_unknown_type_is_not_verified(run, root, shapes, tmp_path):
+    config = root / 'configs/demo/retinanet_poolformer_s12.py'
+    done = run(
+        'verify_data.py', config, '--cfg-options', f'data_root={shapes}/coco',
+        'train_dataloader.dataset.type=LVISV1Dataset', cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert 'not verified, the type is not known here: train_dataloader.dataset' in done.stdout
+    assert 'no faults' not in done.stdout

@@ -15,6 +15,7 @@ from ...errors import UserError
 from .classes import check_classes
 from .contents import check_annotations
 from .evaluation import check_evaluators
+from .ground_truth import check_ground_truth
 from .head_losses import check_losses
 from .model import check_backbone
 from .monitors import check_monitors
@@ -33,6 +34,7 @@ CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_evaluators,
     check_unlabelled,
     check_monitors,
+    check_ground_truth,
     check_checkpoints,
     check_annotations,
 )

@@ -15,8 +15,12 @@ from .plan import Notice, Plan
 def check_annotations(plan: Plan) -> Iterator[Notice]:
     """What an audit finds without opening images; it reads annotation files whole."""
     tool = f'tools/verify_data.py {plan.cfg.filename}'
-    # One process is enough.
-    for result in audit(plan.sources, quick=True)[0] if first_process() else []:
+    if not first_process():  # one process is enough
+        return
+    results, unread = audit(plan.sources, quick=True)
+    for place in [*plan.named[1], *unread]:
+        yield Notice(logging.WARNING, f'{place}: not verified, the type is not known here')
+    for result in results:
         errors = [found for found in result.faults if is_error(found)]
         if errors:
             kinds: dict[str, str] = {}

@@ -28,9 +28,18 @@ class Plan:
     unsafe_load: bool = False
 
     @cached_property
+    def named(self) -> tuple[list[Source], list[str]]:
+        """The data sets of the splits, and the places of those of a type not known here.
+
+        Raises:
+            UserError: Their files are not there.
+        """
+        return named_sources(self.cfg, self.splits)
+
+    @property
     def sources(self) -> list[Source]:
-        """The data sets of the splits; a UserError if their files are not there."""
-        return named_sources(self.cfg, self.splits)[0]
+        """The data sets of the splits that can be looked into."""
+        return self.named[0]
 
 
 class Notice(NamedTuple):

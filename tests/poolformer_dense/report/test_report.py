@@ -15,7 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmdet.evaluation import CocoMetric
+from mmdet.evaluation import CocoMetric, VOCMetric
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
@@ -418,6 +420,34 @@ def test_ground_truth_of_a_data_set_without_a_file_is_kept(tmp_path):
     runner = make_runner(tmp_path, CocoMetric(), Images([tmp_path / 'a.jpg'], ['a', 'b']))
     validate(runner, ReportHook(), [sample])
     assert Detections(_summary(tmp_path), 'bbox').image_scores == {1: 1.0}
+
+
+def test_objects_of_voc_are_kept(tmp_path):
+    """An object that VOCMetric ignores counts for nothing, and a missed one does."""
+    boxes = torch.tensor([[10.0, 10, 60, 50], [70, 10, 90, 50], [100, 10, 120, 50]])
+    sample = DetDataSample(metainfo=dict(img_id='a', img_path=str(tmp_path / 'a.jpg')))
+    sample.gt_instances = InstanceData(bboxes=boxes[:2], labels=torch.tensor([1, 0]))
+    sample.ignored_instances = InstanceData(bboxes=boxes[2:], labels=torch.tensor([1]))
+    sample.pred_instances = InstanceData(
+        bboxes=boxes[[0, 2]], labels=torch.tensor([1, 1]), scores=torch.tensor([0.9, 0.8])
+    )
+    runner = make_runner(tmp_path, VOCMetric(), Images([tmp_path / 'a.jpg'], ['a', 'b']))
+    numbers = validate(runner, ReportHook(), [sample])
+    found = Detections(_summary(tmp_path), 'bbox')
+    assert found.classes == ['a', 'b']
+    assert found.average_precision(0.5) == pytest.approx([0.0, 1.0])
+    assert numbers['pascal_voc/mAP'] == pytest.approx(0.5)
+    assert _summary(tmp_path)['images'] == {'1': str(tmp_path / 'a.jpg')}
+    assert runner.told == []
+
+
+def test_figures_of_voc_have_their_chart(tmp_path):
+    numbers = {'pascal_voc/mAP': 0.5, 'pascal_voc/AP50': 0.5, 'step': 1}
+    write_session(tmp_path, [train_record(10), numbers, {**numbers, 'step': 2}])
+    assert read_run(tmp_path).metrics[0] == 'pascal_voc/mAP'
+    page = _page(tmp_path)
+    assert 'Best pascal_voc/mAP' in page
+    assert 'Validation: pascal_voc<' in page
 
 
 def test_the_hook_can_be_told_to_do_nothing(tmp_path):
