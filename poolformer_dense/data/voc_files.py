@@ -19,7 +19,7 @@ from .coco_faults import TOLERANCE
 from .faults import Fault, fault, first_names
 from .images import inspect_image, missing_files, read_all
 from .source import Source
-from .voc_xml import VocAnnotation, VocObject, read_voc
+from .voc_xml import VocAnnotation, VocObject, bare_name, read_voc
 
 _BYTE_ORDER_MARK = '\ufeff'
 
@@ -179,7 +179,7 @@ class VocFiles:
         classes = self.source.classes
         for name, places in self._unknown.items():
             detail = f'{len(places)} objects are left out, the first in {places[0]}: '
-            meant = next((c for c in classes if _bare(c) == _bare(name)), None)
+            meant = next((c for c in classes if bare_name(c) == bare_name(name)), None)
             if meant is not None:
                 detail += f'the class of the config is {meant!r}; write it as in the files'
                 yield fault('misspelt class', repr(name), detail)
@@ -255,8 +255,3 @@ def _by_stem(folders: Iterable[str]) -> dict[str, str]:
         if os.path.isdir(folder)
         for name in os.listdir(folder)
     }
-
-
-def _bare(name: str) -> str:
-    """The name without case, blanks, hyphens and the like."""
-    return ''.join(c for c in name.casefold() if c.isalnum())

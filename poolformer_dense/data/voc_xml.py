@@ -93,6 +93,11 @@ def read_voc(path: Path) -> VocAnnotation:
     )
 
 
+def bare_name(name: str) -> str:
+    """Return a name without what people write in different ways: case, blanks, hyphens."""
+    return ''.join(c for c in name.casefold() if c.isalnum() or c in '+#')
+
+
 def _object(element: ElementTree.Element) -> VocObject:
     box = element.find('bndbox')
     corners = [None if box is None else box.find(corner) for corner in CORNERS]
