@@ -48,6 +48,7 @@ from ..config.walk import nodes_of_type
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
 from ..files import save_sealed
+from .changed_config import Difference, compare_with_checkpoint, use_what_is_restored
 from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, batch_factors
 from .launch import join_processes
@@ -98,6 +99,8 @@ class DenseRunner(Runner):
     _examined: tuple[str, dict[str, Any]] | None = None
     # The time in the checkpoint that was saved last; None before a save.
     _saved_at: float | None = None
+    # In what the config differs from that of the checkpoint that is resumed from.
+    _changes: Sequence[Difference] = ()
     # What `restore_run_state` will bring back; None if the run is not resumed.
     _to_restore: dict[str, Any] | None = None
     # Within `saving_together`, what all ranks contribute to a checkpoint.
@@ -261,6 +264,7 @@ class DenseRunner(Runner):
             begins = path is None and isinstance(self._train_loop, BaseLoop)
         super().load_or_resume()
         self._examined = None
+        use_what_is_restored(self, self._changes)
         if begins and is_main_process():
             note_start(self.work_dir, self._load_from if self._resume else None, self.logger)
 
@@ -290,6 +294,7 @@ class DenseRunner(Runner):
 
         Raises:
             CheckpointError: The file can't be read or does not fit; the model is untouched.
+            UserError: The run resumes with an optimizer or schedules that do not fit it.
         """
         if not strict:
             with run_process(self.unsafe_load):
@@ -314,6 +319,8 @@ class DenseRunner(Runner):
             checkpoint['optimizer'] = reorder_optimizer(
                 checkpoint['optimizer'], fitted.names.values(), model
             )
+        if self._resume:
+            self._changes = compare_with_checkpoint(self, checkpoint)
         if 'state_dict' not in checkpoint:
             checkpoint = {}
         checkpoint['state_dict'] = fitted.tensors
