@@ -102,7 +102,8 @@ def fit(
         source: Where they come from, for messages.
 
     Raises:
-        CheckpointError: Something is missing, left over or of another shape; all are listed.
+        CheckpointError: Something is missing, left over, of another shape, or NaN or infinite where
+            the model's own is finite; all are listed.
     """
     problem = f'{source or "the checkpoint"} does not fit {type(model).__name__}'
     weights = weights_of(checkpoint, source)
@@ -133,8 +134,15 @@ def fit(
             f'{problem}: {listed("missing", missing)}; {listed("left over", left)}; '
             f'{listed("other shapes", shapes)}. Is it of another architecture or another config?'
         )
+    tensors = {k: v for k, v in tensors.items() if k not in fresh}
+    broken = [k for k, v in tensors.items() if not _is_finite(v) and _is_finite(own[k])]
+    if broken:
+        raise CheckpointError(
+            f'{source or "the checkpoint"} was not loaded: {listed("NaN or infinite", broken)}. '
+            'The training that wrote it diverged; take an earlier checkpoint'
+        )
     return Fit(
-        {k: v for k, v in tensors.items() if k not in fresh},
+        tensors,
         {k: k for k in file.dropped} | file.names,
         fresh,
         file.dropped + unused,
@@ -164,6 +172,14 @@ def weights_of(checkpoint: object, source: str | Path | None = None) -> dict[str
     if all(key.startswith('module.') for key in tensors):  # from DistributedDataParallel
         tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
     return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.element_size() == 1:  # types of 8 bits know little arithmetic
+        tensor = tensor.float()
+    return bool(tensor.isfinite().all())
 
 
 def reorder_optimizer(

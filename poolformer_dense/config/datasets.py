@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from ..data.faults import fault, first_names
-from ..data.label_order import class_of
+from ..data.label_order import registered_class
 from ..data.source import Source
 from ..errors import UserError
 from .decode_heads import ignored_labels
@@ -67,6 +67,7 @@ def named_sources(cfg: Config, splits: Sequence[str] = SPLITS) -> tuple[list[Sou
             source = sources[key]
             transforms = [t for _, t in walk(node.get('pipeline')) if isinstance(t, Mapping)]
             source.places.append(place)
+            source.members.append((dataset, node))
             source.transforms += [(place, transform) for transform in transforms]
             source.evaluated |= split != 'train'
             source.masks |= 'segm' in metrics or any(t.get('with_mask') for t in transforms)
@@ -108,7 +109,7 @@ def unread_dataset(place: str, node: Mapping[str, Any], scope: str) -> BaseDatas
     config = copy.deepcopy(dict(node)) | dict(lazy_init=True, pipeline=[])
     # The toolboxes' types are in the registry of the config's scope.
     with DATASETS.switch_scope_and_registry(scope) as registry:
-        target = class_of(node, registry)
+        target = registered_class(node, registry)
         if target is None:
             raise UserError(f'{place}: there is no data set type {node["type"]!r}')
         if not issubclass(target, BaseDataset):
@@ -149,6 +150,20 @@ def check_names(classes: Any, place: str) -> None:
         raise UserError(f'{place} has {wrong[0]!r} among its names; each is a text, none is empty')
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise UserError(f'{place} has a name several times: {first_names(twice)}')
+
+
+def checkpoint_classes(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the classes that a checkpoint was trained with, in the order of its labels.
+
+    Nothing if it does not tell. mmdet 2 and mmseg 0 wrote ``CLASSES``; of a concatenation mmdet may
+    write one entry for each data set.
+    """
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    saved = meta.get('dataset_meta') or meta
+    saved = saved[0] if isinstance(saved, (list, tuple)) else saved
+    classes = (saved.get('classes') or saved.get('CLASSES')) if isinstance(saved, Mapping) else ()
+    return [classes] if isinstance(classes, str) else list(classes or ())
 
 
 def check_paths(cfg: Config, place: str, dataset: Mapping[str, Any]) -> None:

@@ -15,8 +15,9 @@ from mmengine.dataset import BaseDataset
 from ..errors import UserError
 from .categories import missing_problem, order_problem
 from .coco_faults import coco_faults
+from .coco_filters import filtered
 from .coco_fix import clean
-from .coco_json import hold_json, no_collector, take_json
+from .coco_json import hold_json, is_plain_text, no_collector, take_json
 from .faults import Fault, fault
 from .images import inspect_image, missing_files, read_all
 from .label_order import has_class_order
@@ -61,6 +62,9 @@ class CocoFile:
             faults = coco_faults(content, source.masks, source.evaluated)
         if any(found.kind == 'annotation file' for found in faults):
             return faults
+        if not is_plain_text(self.path):
+            detail = 'pycocotools reads UTF-8 without a byte-order mark alone; --fix OUT writes it'
+            faults.append(fault('encoding', self.path, detail, ('file', 0)))
         self._content = content
         self.contents = (
             f'{len(content["images"])} images, {len(content.get("annotations", []))} annotations'
@@ -71,7 +75,7 @@ class CocoFile:
             problem = order_problem(self.path, names, source.classes)
         if problem:
             faults.append(fault('classes', f'{source.places[0]}.ann_file', problem))
-        faults += self._image_faults(quick, title)
+        faults += self._filter_faults() + self._image_faults(quick, title)
         if quick:
             hold_json(self.path, content)
         return faults
@@ -91,6 +95,18 @@ class CocoFile:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(self._content))
         return done
+
+    def _filter_faults(self) -> list[Fault]:
+        """Whether images are left after the filters, and objects to train on."""
+        faults = []
+        for place, (dataset, node) in zip(self.source.places, self.source.members, strict=True):
+            left = filtered(self._content, dataset, node.get('indices'))
+            if not left.images:
+                faults.append(fault('no image left', place, left.told()))
+            elif place.startswith('train') and not left.objects:
+                detail = 'no object of its classes is in its images, so there is nothing to learn'
+                faults.append(fault('no object', place, detail))
+        return faults
 
     def _image_faults(self, quick: bool, title: str) -> list[Fault]:
         """Whether the images are there and, unless `quick`, whole and of the size stated."""

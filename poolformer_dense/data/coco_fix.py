@@ -54,7 +54,9 @@ class _Pass:
     def run(self, faults: Sequence[Fault]) -> None:
         for found in faults:
             name, i = found.entry or ('', 0)
-            if not name or i in self.dropped[name]:
+            if name == 'file':
+                self.done['rewritten', name, found.kind] += 1
+            if name not in self.dropped or i in self.dropped[name]:
                 continue
             what = self._repair(found.kind, name, self.content[name][i])
             kind = found.kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import os
@@ -27,6 +28,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         except ValueError:
             with open(path, 'rb') as raw:
                 return json.loads(raw.read())
+
+
+def is_plain_text(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is UTF-8 without a byte-order mark, as far as its first bytes tell."""
+    with open(path, 'rb') as file:
+        start = file.read(4)
+    return not start.startswith((codecs.BOM_UTF8, codecs.BOM_LE, codecs.BOM_BE)) and 0 not in start
 
 
 def hold_json(path: str | os.PathLike[str], content: Any) -> None:

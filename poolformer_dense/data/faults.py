@@ -16,7 +16,10 @@ MASK_ERROR = 'error with masks'
 SEVERITIES = {
     # of a COCO annotation file
     'annotation file': ERROR,
+    'encoding': ERROR,
     'classes': ERROR,
+    'no image left': ERROR,
+    'no object': WARNING,
     'image entry': ERROR,
     'duplicate image id': ERROR,
     'category entry': ERROR,

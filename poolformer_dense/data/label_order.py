@@ -26,7 +26,7 @@ def in_class_order(config: Any, registry: Registry) -> Any:
         for key, value in config.items():
             if key != 'pipeline':
                 changed[key] = in_class_order(value, registry)
-        kind = class_of(config, registry)
+        kind = registered_class(config, registry)
         if kind is not None and has_class_order(kind):
             from .ordered_coco import ordered
 
@@ -45,6 +45,11 @@ def has_class_order(kind: Any) -> bool:
     from .ordered_coco import OrderedCocoDataset, OrderedCocoMetric, ordered
 
     return issubclass(ordered(kind), (OrderedCocoDataset, OrderedCocoMetric))
+
+
+def is_coco_metric(kind: Any) -> bool:
+    """Whether this is mmdet's `CocoMetric` or a subclass of it."""
+    return any(base.__name__ == 'CocoMetric' for base in getattr(kind, '__mro__', ()))
 
 
 def check_order_as_built(dataset: Any) -> None:
@@ -73,7 +78,7 @@ def check_order_as_built(dataset: Any) -> None:
             )
 
 
-def class_of(node: Mapping[str, Any], registry: Registry) -> type | None:
+def registered_class(node: Mapping[str, Any], registry: Registry) -> type | None:
     """Return the class that a node names; None if it names none, or there is no such class."""
     kind = node.get('type')
     if isinstance(kind, str):

@@ -15,6 +15,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 
+from ..errors import UserError
 from .categories import category_ids
 from .coco_json import no_collector, take_json
 
@@ -51,6 +52,15 @@ class OrderedCocoDataset(CocoDataset):
     def load_data_list(self) -> list[dict]:
         with no_collector():
             return super().load_data_list()
+
+    def filter_data(self) -> list[dict]:
+        left = super().filter_data()
+        if not left:
+            raise UserError(
+                f'{self.ann_file}: of {len(self.data_list)} images {self.plain_type.__name__} '
+                f'leaves none, with filter_cfg={self.filter_cfg}'
+            )
+        return left
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # Combined classes have no name by which worker processes could import them.

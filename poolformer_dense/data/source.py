@@ -18,6 +18,8 @@ class Source:
     Attributes:
         dataset: The data set, built but not loaded: its paths are joined, its classes resolved.
         places: Where it stands in the config, e.g. val_dataloader.dataset.
+        members: For each of the places its own data set, as `dataset` is, and its config: filters
+            and ``indices`` may differ.
         transforms: Each transform of its pipelines, with the place of its data set.
         evaluated: Whether it is used for evaluation.
         masks: Whether instance masks are trained or evaluated.
@@ -29,6 +31,7 @@ class Source:
 
     dataset: BaseDataset
     places: list[str] = field(default_factory=list)
+    members: list[tuple[BaseDataset, Mapping[str, Any]]] = field(default_factory=list)
     transforms: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     evaluated: bool = False
     masks: bool = False

@@ -20,7 +20,7 @@ from mmengine.visualization import Visualizer
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
-from ..config.datasets import check_num_classes
+from ..config.datasets import check_names, check_num_classes, checkpoint_classes
 from ..errors import UserError
 from .media import Image
 
@@ -208,9 +208,13 @@ def _classes(
     cfg: Config, declared: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[int, ...]]]:
     """The classes that the checkpoint was trained on, or else the config's, and their colours."""
+    classes = checkpoint_classes(checkpoint)
+    source = 'the checkpoint' if classes else 'test_dataloader.dataset'
+    if not classes:
+        check_names(declared.get('classes'), f'{source}.metainfo.classes')
+        classes = list(declared.get('classes') or [])
+    check_num_classes(cfg.model, len(classes), source)
     saved = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    classes = list(saved.get('classes') or declared.get('classes') or [])
-    check_num_classes(cfg.model, len(classes), 'the checkpoint' if saved else 'test_dataloader')
     palette = declared.get('palette') or saved.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(classes):
         palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()

@@ -44,7 +44,9 @@ from backbones.checkpoints import (
     weights_of,
 )
 
+from ..config.datasets import checkpoint_classes
 from ..config.walk import nodes_of_type
+from ..data.faults import first_names
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
 from ..files import save_sealed
@@ -293,8 +295,10 @@ class DenseRunner(Runner):
             revise_keys: Patterns and what replaces them in the names.
 
         Raises:
-            CheckpointError: The file can't be read or does not fit; the model is untouched.
-            UserError: The run resumes with an optimizer or schedules that do not fit it.
+            CheckpointError: The file can't be read, does not fit, or is not finite; the model is
+                untouched.
+            UserError: It was trained with the classes in another order, or the run resumes with an
+                optimizer or schedules that do not fit it.
         """
         if not strict:
             with run_process(self.unsafe_load):
@@ -315,6 +319,7 @@ class DenseRunner(Runner):
             weights = {re.sub(pattern, replacement, name): w for name, w in weights.items()}
         training = isinstance(self.optim_wrapper, (OptimWrapper, OptimWrapperDict))
         fitted = fit(weights, model, training and not self._resume, source=filename)
+        self._check_classes(checkpoint, filename, bool(fitted.fresh))
         if self._resume and any(theirs != ours for theirs, ours in fitted.names.items()):
             checkpoint['optimizer'] = reorder_optimizer(
                 checkpoint['optimizer'], fitted.names.values(), model
@@ -339,6 +344,28 @@ class DenseRunner(Runner):
             )
         )
         return checkpoint
+
+    def _check_classes(self, checkpoint: dict[str, Any], filename: str, new_heads: bool) -> None:
+        """Refuse labels that mean other classes in the checkpoint than in this run's data."""
+        theirs = tuple(checkpoint_classes(checkpoint))
+        loops = (self._train_loop, self._val_loop, self._test_loop)
+        metas = [
+            getattr(loop.dataloader.dataset, 'metainfo', {})
+            for loop in loops
+            if isinstance(loop, BaseLoop)
+        ]
+        first = metas[0] if metas and isinstance(metas[0], dict) else {}
+        ours = tuple(first.get('classes') or ())
+        if not theirs or not ours or theirs == ours:
+            return
+        names = f'({first_names(theirs)}) than the data set has ({first_names(ours)})'
+        if sorted(theirs) == sorted(ours):
+            raise UserError(
+                f'{filename} was trained with the classes in another order {names}: labels would '
+                'mean different things; give each data set the metainfo.classes of the checkpoint'
+            )
+        if len(theirs) == len(ours) and not new_heads:
+            self.logger.warning(f'{filename} was trained with other classes {names}.')
 
     def restore_run_state(self) -> bool:
         """Bring back the parts of `resumable`; the loops call it when the hooks have begun.

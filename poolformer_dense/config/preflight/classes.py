@@ -10,7 +10,7 @@ from mmengine.registry import METRICS
 
 from ...data.categories import missing_problem, order_problem, read_categories, twice_problem
 from ...data.faults import first_names
-from ...data.label_order import class_of, has_class_order
+from ...data.label_order import has_class_order, is_coco_metric, registered_class
 from ...data.source import Source
 from ...errors import UserError
 from ..datasets import unread_dataset
@@ -85,10 +85,8 @@ def _file_order(plan: Plan, source: Source) -> list[str]:
     kinds = [type(source.dataset)]
     for split in SPLITS if source.evaluated else ():
         if any(place.startswith(f'{split}_') for place in source.places):
-            metrics = (class_of(node, METRICS) for _, node in evaluators_of(plan.cfg, split))
-            kinds += [kind for kind in metrics if kind and _reads_coco(kind)]
+            metrics = (
+                registered_class(node, METRICS) for _, node in evaluators_of(plan.cfg, split)
+            )
+            kinds += [kind for kind in metrics if kind and is_coco_metric(kind)]
     return [kind.__name__ for kind in kinds if not has_class_order(kind)]
-
-
-def _reads_coco(metric: type) -> bool:
-    return any(base.__name__ == 'CocoMetric' for base in metric.__mro__)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from ...data.audit import audit
+from ...data.audit import Audit, audit
 from ...data.faults import is_error, short_name
 from ...errors import first_process
+from ..walk import datasets_of
 from .plan import Notice, Plan
 
 
@@ -20,6 +21,7 @@ def check_annotations(plan: Plan) -> Iterator[Notice]:
     results, unread = audit(plan.sources, quick=True)
     for place in [*plan.named[1], *unread]:
         yield Notice(logging.WARNING, f'{place}: not verified, the type is not known here')
+    yield from _nothing_to_learn(plan, results)
     for result in results:
         errors = [found for found in result.faults if is_error(found)]
         if errors:
@@ -42,3 +44,16 @@ def check_annotations(plan: Plan) -> Iterator[Notice]:
             )
             text = f'{result.path}: warnings: {listed}. For the table: {tool}'
             yield Notice(logging.WARNING, text)
+
+
+def _nothing_to_learn(plan: Plan, results: Sequence[Audit]) -> Iterator[Notice]:
+    """A training set without any object; a member of a concatenation may well have none."""
+    training = [place for place, _ in datasets_of(plan.cfg, 'train')]
+    bare = [
+        (found.where, found.detail)
+        for result in results
+        for found in result.faults
+        if found.kind == 'no object'
+    ]
+    if 'train' in plan.splits and training and len(bare) == len(training):
+        yield Notice(logging.ERROR, '{}: {}'.format(*bare[0]))

@@ -84,6 +84,8 @@ def _watched(plan: Plan) -> Iterator[tuple[str, str, str | None]]:
 
 def _figures(plan: Plan, split: str, metric: Mapping[str, Any]) -> list[str] | None:
     """Return the names of what a metric reports, None for a type that is not known here."""
+    if type_name(plan.cfg.get(f'{split}_evaluator')) == 'MultiDatasetsEvaluator':
+        return None  # it puts a prefix of the data set before each
     name = type_name(metric)
     prefix = metric.get('prefix')
     if metric.get('format_only') or name.startswith('Dump'):

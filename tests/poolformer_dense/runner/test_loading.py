@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 
 from backbones.checkpoints import CheckpointError, fit, reorder_optimizer, to_layout
 from poolformer_dense.config.load import load_config
+from poolformer_dense.errors import UserError
 from poolformer_dense.runner.runner import build_runner
 
 
@@ -59,8 +60,16 @@ def test_every_tensor_arrives(detector, weights, tmp_path, layout, wrap):
             lambda w: [w.pop(k) for k in list(w) if k.startswith('backbone.')],
             r'not of a detector or segmentor.*init_cfg',
         ),
+        (
+            lambda w: w['backbone.downsamples.3.conv.weight'].view(-1)[7:9].fill_(float('nan')),
+            r'pth was not loaded: 1 NaN or infinite \(backbone.downsamples.3.conv.weight\)',
+        ),
+        (
+            lambda w: w['bbox_head.retina_cls.bias'].fill_(float('-inf')),
+            r'1 NaN or infinite \(bbox_head.retina_cls.bias\)',
+        ),
     ],
-    ids=['missing', 'left over', 'shape', 'no backbone'],
+    ids=['missing', 'left over', 'shape', 'no backbone', 'NaN', 'infinite'],
 )
 def test_what_does_not_fit_raises_and_changes_nothing(detector, weights, tmp_path, spoil, message):
     before = copy.deepcopy(detector.model.state_dict())
@@ -71,6 +80,33 @@ def test_what_does_not_fit_raises_and_changes_nothing(detector, weights, tmp_pat
         detector.load_checkpoint(str(path))
     for key, value in detector.model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_what_is_infinite_in_the_model_may_be_so_in_a_file():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer('least', torch.tensor(float('inf')))
+    fit(copy.deepcopy(model.state_dict()), model)
+    model.least.fill_(0)
+    with pytest.raises(CheckpointError, match=r'1 NaN or infinite \(least\)'):
+        fit({**model.state_dict(), 'least': torch.tensor(float('inf'))}, model)
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=dict(classes=('square', 'disc', 'triangle'))),
+        dict(dataset_meta=[dict(classes=['square', 'disc', 'triangle'])] * 2),
+        dict(CLASSES=('square', 'disc', 'triangle')),  # of mmdet 2
+    ],
+)
+def test_a_checkpoint_of_another_order_of_classes(detector, weights, tmp_path, meta):
+    assert detector.test_loop
+    path = str(tmp_path / 'detector.pth')
+    torch.save(dict(state_dict=weights, meta=meta), path)
+    with pytest.raises(UserError, match=r'another order \(square, disc, tri.* has \(disc, square'):
+        detector.load_checkpoint(path)
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes='abc'))), path)
+    detector.load_checkpoint(path)  # other classes are a warning
 
 
 def test_fine_tuning_lets_heads_start_afresh(detector, weights):

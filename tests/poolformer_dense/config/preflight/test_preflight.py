@@ -150,7 +150,8 @@ def test_a_mirror_takes_the_place_of_the_network(detection, tmp_path):
 
 def _spoilt(detection, shapes, tmp_path, change):
     path = _rewritten(shapes, tmp_path, change)
-    return detection(**{'val_dataloader.dataset.ann_file': str(path)})
+    file = {'val_dataloader.dataset.ann_file': str(path), 'val_evaluator.ann_file': str(path)}
+    return detection(**file)
 
 
 def test_annotation_errors_stop_a_run_in_one_line(detection, shapes, tmp_path):
