@@ -105,7 +105,7 @@ class CocoFile:
                 faults.append(fault('no image left', place, left.told()))
             elif place.startswith('train') and not left.objects:
                 detail = 'no object of its classes is in its images, so there is nothing to learn'
-                faults.append(fault('no object', place, detail))
+                faults.append(fault('nothing to learn', place, detail))
         return faults
 
     def _image_faults(self, quick: bool, title: str) -> list[Fault]:

@@ -19,7 +19,7 @@ SEVERITIES = {
     'encoding': ERROR,
     'classes': ERROR,
     'no image left': ERROR,
-    'no object': WARNING,
+    'nothing to learn': WARNING,
     'image entry': ERROR,
     'duplicate image id': ERROR,
     'category entry': ERROR,

@@ -53,7 +53,7 @@ def _nothing_to_learn(plan: Plan, results: Sequence[Audit]) -> Iterator[Notice]:
         (found.where, found.detail)
         for result in results
         for found in result.faults
-        if found.kind == 'no object'
+        if found.kind == 'nothing to learn'
     ]
     if 'train' in plan.splits and training and len(bare) == len(training):
         yield Notice(logging.ERROR, '{}: {}'.format(*bare[0]))

@@ -40,7 +40,7 @@ def test_a_member_without_objects_beside_one_with(detection, rewritten, logged):
     other.update(ann_file=str(path), filter_cfg=None)
     cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[member, other])
     check_run(cfg, ['train'])
-    assert any('1 x no object' in line for line in logged)
+    assert any('1 x nothing to learn' in line for line in logged)
 
 
 def test_a_test_set_without_annotations_is_fine(detection, rewritten, logged):
