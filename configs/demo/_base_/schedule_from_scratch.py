@@ -1,5 +1,11 @@
 # A few minutes on two CPU cores, without pretrained weights: a short warm-up and a cosine decay.
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=4e-4, weight_decay=1e-2))
+# From scratch, gradients grow from 1 to 10 within the warm-up. Unclipped, the classification loss
+# stays at 0.9 for an epoch or for most of the training, as the seed has it.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=4e-4, weight_decay=1e-2),
+    clip_grad=dict(max_norm=1.0),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
@@ -16,5 +22,4 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=6)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 auto_scale_lr = dict(enable=False, base_batch_size=4)
-# From scratch the result depends on the seed: with seed 0 the AP is 0.34.
-randomness = dict(seed=2)
+randomness = dict(seed=0)
