@@ -11,6 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import UserError
+from .walk import walk
 
 # The functions of mmengine that read a file, whose name is their `filename`.
 _READERS = ('fromfile', '_file2dict', '_is_lazy_import', '_parse_lazy_import')
@@ -30,9 +31,18 @@ def read_config(path: str) -> Config:
     if not Path(path).is_file():
         raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
     try:
-        return Config.fromfile(path, import_custom_modules=False)
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        for _ in walk(cfg):  # pure Python configs import what they name when it is looked at
+            pass
+        return cfg
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(_explain(path, error)) from error
+
+
+def shown_path(file: str) -> str:
+    """Return how a message names a file: from here if it is below, or else the whole path."""
+    shown = os.path.relpath(file)
+    return file if shown.startswith('..') else shown
 
 
 def _explain(path: str, error: Exception) -> str:
@@ -61,10 +71,7 @@ def _explain(path: str, error: Exception) -> str:
 
 
 def _place(file: str, line: int | None) -> str:
-    shown = os.path.relpath(file)
-    return f'config {file if shown.startswith("..") else shown}' + (
-        f', line {line}' if line else ''
-    )
+    return f'config {shown_path(file)}' + (f', line {line}' if line else '')
 
 
 def _line_with(file: str, base: str) -> int | None:

@@ -19,8 +19,10 @@ from backbones.checkpoints import localise
 
 from ..errors import UserError
 from .config_file import read_config
+from .misspelled import check_names
 from .moved import modernize
 from .overrides import apply_overrides
+from .registered import default_scope, name_types
 from .walk import datasets_of, entries_of, nodes_of_type
 
 
@@ -44,8 +46,8 @@ def load_config(
         prepare: Changes to make before the overrides, which may then refer to them.
 
     Raises:
-        UserError: There is no such config, it can't be read, what it imports is not there, or an
-            override is wrong.
+        UserError: There is no such config, it can't be read, what it imports is not there, a name
+            in it is misspelled, or an override is wrong.
     """
     cfg = read_config(path)
     if changes := modernize(cfg):
@@ -55,12 +57,14 @@ def load_config(
         import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
     except ImportError as error:
         raise UserError(f'config {path}: custom_imports: {error}') from error
-    scope = cfg.get('default_scope')
+    scope = default_scope(cfg)
     if scope is None:
         raise UserError(f'config {path} has no default_scope (mmdet or mmseg): is it only a base?')
     if scope in ('mmdet', 'mmseg'):
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(scope)
+    name_types(cfg)
+    check_names(cfg)
     for change in prepare:
         change(cfg)
     apply_overrides(cfg, overrides or {})

@@ -4,66 +4,16 @@ from __future__ import annotations
 
 import copy
 import difflib
-import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from mmengine import registry
 from mmengine.config import Config
-from mmengine.runner import LogProcessor, Runner
-from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .walk import walk
-
-
-def _parameters(target: Any) -> set[str]:
-    """Names that a class or function takes; follows ``**kwargs`` up the base classes."""
-    names: set[str] = set()
-    owners = target.__mro__ if inspect.isclass(target) else [target]
-    for owner in owners:
-        init = owner.__dict__.get('__init__') if inspect.isclass(owner) else owner
-        if init is None or owner is object:
-            continue
-        parameters = inspect.signature(init).parameters.values()
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names |= {p.name for p in parameters if p.kind in named}
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return names - {'self'}
-
-
-# The registries whose members configs name by `type`.
-_REGISTRIES = [
-    getattr(registry, name)
-    for name in (
-        'DATASETS', 'DATA_SAMPLERS', 'EVALUATOR', 'HOOKS', 'LOG_PROCESSORS', 'LOOPS', 'METRICS',
-        'MODELS', 'MODEL_WRAPPERS', 'OPTIMIZERS', 'OPTIM_WRAPPERS', 'PARAM_SCHEDULERS',
-        'TASK_UTILS', 'TRANSFORMS', 'VISBACKENDS', 'VISUALIZERS', 'WEIGHT_INITIALIZERS',
-    )
-]  # fmt: skip
-_LOADER = _parameters(DataLoader) | {'num_batch_per_epoch'}
-# What mmengine reads of nodes that carry no `type`.
-_TYPELESS = {
-    '': _parameters(Runner)
-    | {'custom_imports', 'compile', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type'}
-    | {'sync_bn', 'tta_model', 'tta_pipeline'},
-    'train_dataloader': _LOADER,
-    'val_dataloader': _LOADER,
-    'test_dataloader': _LOADER,
-    'auto_scale_lr': {'enable', 'base_batch_size'},
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-    'log_processor': _parameters(LogProcessor),
-    'optim_wrapper.paramwise_cfg': {
-        'base_total_batch_size', 'bias_decay_mult', 'bias_lr_mult', 'bypass_duplicate',
-        'custom_keys', 'dcn_offset_lr_mult', 'dwconv_decay_mult', 'flat_decay_mult',
-        'norm_decay_mult',
-    },
-    'randomness': {'seed', 'deterministic', 'diff_rank_seed'},
-}  # fmt: skip
-# What mmengine takes out of a typed node before its class sees the rest.
-_CONSUMED = {'optim_wrapper': {'constructor', 'paramwise_cfg'}}
+from .arguments import Arguments
+from .misspelled import KEYS, MARKS, TYPELESS, arguments_at, misspelled
+from .registered import find_types, registered_names
+from .walk import scoped_nodes, type_name, walk
 
 
 def apply_overrides(cfg: Config, overrides: dict[str, Any]) -> None:
@@ -93,32 +43,38 @@ def apply_overrides(cfg: Config, overrides: dict[str, Any]) -> None:
     for key, value in overrides.items():
         _check_key(cfg, merged, key)
         _check_value(cfg, key, value)
+    for found in misspelled(merged) if overrides else ():
+        key = difflib.get_close_matches(found.place, overrides, 1, 0.0)[0]
+        raise UserError(f'--cfg-options {key}: {found}')
     cfg.merge_from_dict(overrides)
 
 
 def _check_key(cfg: Config, merged: Config, key: str) -> None:
     parts = key.split('.')
     _check_effect(cfg, parts)
-    old, new = cfg.to_dict(), merged.to_dict()
-    for depth, part in enumerate(parts):
-        if isinstance(new, (list, tuple)):
-            old, new = (node[int(part)] for node in (old, new))
-            continue
-        if not isinstance(old, dict) or part not in old:
-            place = '.'.join(parts[:depth])
-            valid = _valid_names(new, place) | (set(old) if isinstance(old, dict) else set())
-            is_new_hook = place == 'default_hooks' and 'type' in (new.get(part) or {})
-            if part not in valid | {'type', '_scope_', '_delete_'} and not is_new_hook:
-                raise UserError(_unknown(cfg, key, place, part, valid, new.get('type')))
-            return
-        old, new = old[part], new[part]
+    old, new = dict(walk(cfg)), dict(walk(merged))
+    depth = next((i for i in range(len(parts)) if '.'.join(parts[: i + 1]) not in old), None)
+    if depth is None:
+        return
+    place, part = '.'.join(parts[:depth]), parts[depth]
+    node = new[place]
+    taken: Arguments | None = Arguments(KEYS)
+    for where, each, scope in scoped_nodes(merged, cfg.default_scope) if place else ():
+        if where == place:
+            taken = arguments_at(merged, place, each, scope)
+    is_new_hook = place == 'default_hooks' and 'type' in (node.get(part) or {})
+    if is_new_hook or part in MARKS or (taken and taken.others == 'used'):
+        return
+    valid = set(taken.names if taken else ()) | set(old.get(place) or ())
+    if part not in valid:
+        raise UserError(_unknown(cfg, key, place, part, valid, type_name(node)))
 
 
 def _check_value(cfg: Config, key: str, value: Any) -> None:
     """Refuse a type that is not registered, and what is of another kind than the config's."""
-    if key.split('.')[-1] == 'type' and isinstance(value, str) and not _classes(value):
-        known = [name for root in _REGISTRIES for name in _registered(root)]
-        nearest = difflib.get_close_matches(value, known, 1, 0.6)
+    scope = cfg.get('default_scope')
+    if key.split('.')[-1] == 'type' and isinstance(value, str) and not find_types(value, scope):
+        nearest = difflib.get_close_matches(value, registered_names(scope), 1, 0.6)
         hint = f'; the nearest is {nearest[0]}' if nearest else ''
         raise UserError(f'--cfg-options {key}: no class is called {value!r}{hint}')
     old = dict(walk(cfg)).get(key)
@@ -137,37 +93,11 @@ def _check_value(cfg: Config, key: str, value: Any) -> None:
         )
 
 
-def _registered(root: registry.Registry) -> Iterator[str]:
-    yield from root.module_dict
-    for child in root.children.values():
-        yield from child.module_dict
-
-
-def _valid_names(node: dict[str, Any], place: str) -> set[str]:
-    if 'type' not in node:
-        return _TYPELESS.get(place, set())
-    names = set(_CONSUMED.get(place, set()))
-    for target in _classes(node['type']):
-        names |= _parameters(target)
-    return names
-
-
-def _classes(name: Any) -> list[Any]:
-    """Everything registered under a name, in any registry, seen from the default scope."""
-    if not isinstance(name, str):
-        return [name]
-    found = []
-    for root in _REGISTRIES:
-        with root.switch_scope_and_registry(None) as scoped:
-            found.append(scoped.get(name))
-    return [target for target in found if target is not None]
-
-
-def _unknown(cfg: Config, key: str, place: str, part: str, valid: set[str], owner: Any) -> str:
+def _unknown(cfg: Config, key: str, place: str, part: str, valid: set[str], owner: str) -> str:
     wanted = f'{place}.{part}'.lstrip('.')
     siblings = [f'{place}.{name}'.lstrip('.') for name in sorted(valid)]
     everywhere = [path for path, value in walk(cfg) if not isinstance(value, dict)]
-    everywhere += [f'{node}.{name}' for node in _TYPELESS for name in sorted(_TYPELESS[node])]
+    everywhere += [f'{node}.{name}' for node in TYPELESS for name in sorted(TYPELESS[node])]
     namesakes = [path for path in everywhere if path.split('.')[-1] == key.split('.')[-1]]
     nearest = (
         difflib.get_close_matches(wanted, siblings, 1, 0.6)
@@ -182,7 +112,7 @@ def _unknown(cfg: Config, key: str, place: str, part: str, valid: set[str], owne
 def _check_effect(cfg: Config, parts: list[str]) -> None:
     """Refuse a top-level name that was only used while the config file was read."""
     name = parts[0]
-    if name not in cfg or name in _TYPELESS['']:
+    if name not in cfg or name in KEYS:
         return
     tree = _without_scopes(cfg.to_dict())
     value = tree[name]

@@ -18,14 +18,35 @@ def walk(node: Any, place: str = '') -> Iterator[tuple[str, Any]]:
         place: Where the node stands, with dots for depth: model.backbone, param_scheduler.0.
     """
     yield place, node
+    for where, child in _children(node, place):
+        yield from walk(child, where)
+
+
+def scoped_nodes(
+    node: Any, scope: str | None, place: str = ''
+) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield each mapping, parents first, with its place and its scope.
+
+    Args:
+        node: A config or a part of one.
+        scope: The scope of types in which none of the mappings around it names another.
+        place: Where the node stands.
+    """
+    if isinstance(node, Mapping):
+        scope = node.get('_scope_') or scope
+        yield place, node, scope
+    for where, child in _children(node, place):
+        yield from scoped_nodes(child, scope, where)
+
+
+def _children(node: Any, place: str) -> list[tuple[str, Any]]:
     if isinstance(node, (Mapping, Config)):
-        children = list(node.items())
+        named = list(node.items())
     elif isinstance(node, (list, tuple)):
-        children = list(enumerate(node))
+        named = list(enumerate(node))
     else:
-        return
-    for key, child in children:
-        yield from walk(child, f'{place}.{key}' if place else str(key))
+        return []
+    return [(f'{place}.{key}' if place else str(key), child) for key, child in named]
 
 
 def nodes_of_type(node: Any, name: str, place: str = '') -> Iterator[tuple[str, Any]]:
