@@ -19,7 +19,7 @@ from backbones.checkpoints import localise
 
 from ..errors import UserError
 from .config_file import read_config
-from .misspelled import check_names
+from .misspelled import check_spelling
 from .moved import modernize
 from .overrides import apply_overrides
 from .registered import default_scope, name_types
@@ -64,7 +64,7 @@ def load_config(
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(scope)
     name_types(cfg)
-    check_names(cfg)
+    check_spelling(cfg)
     for change in prepare:
         change(cfg)
     apply_overrides(cfg, overrides or {})

@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model.weight_init import BaseInit, PretrainedInit
 from mmengine.optim import OptimWrapper
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.runner import (
     BaseLoop,
     EpochBasedTrainLoop,
@@ -70,7 +69,6 @@ _CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 _TAKEN_OUT: dict[type, frozenset[str]] = {
     Hook: frozenset({'priority'}),
     OptimWrapper: frozenset({'constructor', 'paramwise_cfg'}),
-    _ParamScheduler: frozenset({'convert_to_iter_based'}),
     BaseLoop: frozenset({'by_epoch'}),
     BaseInit: frozenset({'name', 'override'}),
     PretrainedInit: frozenset({'name', 'override'}),
@@ -114,7 +112,7 @@ class Misspelled(NamedTuple):
         return f'{_join(self.place, self.name)} does not exist ({reason}){hint}'
 
 
-def check_names(cfg: Config) -> None:
+def check_spelling(cfg: Config) -> None:
     """Raise UserError if a config has names that nobody reads.
 
     At the top of a config, where it has variables too, these are names that are nearly those of a
@@ -202,6 +200,8 @@ def _typed(target: Any, node: Mapping[str, Any], scope: str | None) -> Arguments
         return Arguments(names, others)
     for kind, taken_out in _TAKEN_OUT.items():
         names |= taken_out if issubclass(target, kind) else frozenset()
+    if hasattr(target, 'build_iter_from_epoch'):  # a schedule
+        names |= {'convert_to_iter_based'}
     if issubclass(target, CheckpointHook):
         others = 'refused'  # of what it takes, mmengine's hands the rest to what refuses it
     if issubclass(target, OptimWrapper) and node.get('constructor') not in _CONSTRUCTORS:
