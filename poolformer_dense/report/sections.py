@@ -17,6 +17,8 @@ from .workdir import Run
 
 # What every training has differently.
 _PRIVATE = ('work_dir', 'resume', 'load_from')
+# How CocoMetric(classwise=True) names the AP of a class.
+_OF_A_CLASS = '_precision'
 _TIMES = {'all': 'time', 'waiting for data': 'data_time'}
 _SETTINGS = {
     'model': 'model.type', 'backbone': 'model.backbone.type', 'size': 'model.backbone.arch',
@@ -132,7 +134,10 @@ def accuracy(runs: Sequence[Run]) -> list[Part]:
         return [*charts]
     # Figures of boxes, of masks and of the rest, each in their own chart.
     groups: dict[str, list[str]] = {}
+    single = [name for name in runs[0].metrics if name.endswith(_OF_A_CLASS)]
     for name in runs[0].metrics:
+        if name in single:
+            continue
         evaluator, _, figure = name.rpartition('/')
         prefix = f'{evaluator}/{figure.split("_")[0]}' if '_' in figure else evaluator
         groups.setdefault(prefix, []).append(name)
@@ -140,7 +145,35 @@ def accuracy(runs: Sequence[Run]) -> list[Part]:
     for prefix, names in groups.items():
         lines = [line for name in names[:8] for line in _lines(runs, name, 'val')]
         charts += [chart(f'Validation: {prefix or "figures"}', lines, runs[0].unit, 'value')]
-    return [*charts]
+    return [*charts, *_classwise(runs[0], single)]
+
+
+def _classwise(run: Run, names: Sequence[str]) -> list[Part]:
+    """Return charts of the AP of each class over time, one for each evaluator that tells it.
+
+    Of many classes the best and the worst are named, and a table lists all.
+    """
+    evaluators: dict[str, list[Series]] = {}
+    for name in names:
+        evaluator, _, figure = name.rpartition('/')
+        line = Series(figure.removesuffix(_OF_A_CLASS), *run.series(name, 'val'))
+        if any(math.isfinite(value) for value in line.y):
+            evaluators.setdefault(evaluator, []).append(line)
+    charts: list[Part] = []
+    for evaluator, lines in evaluators.items():
+        lines.sort(key=lambda line: [v for v in line.y if math.isfinite(v)][-1], reverse=True)
+        title = f'Validation: AP of each class{f" ({evaluator})" if len(evaluators) > 1 else ""}'
+        table = None
+        if len(lines) > 7:
+            for line in lines[3:-3]:
+                line.faint = True
+            rows: list[Row] = [
+                [line.label, number(max(filter(math.isfinite, line.y))), number(line.y[-1])]
+                for line in lines
+            ]
+            table = Table(f'{title}: figures', ['class', 'best', 'last'], rows, folded=True)
+        charts.append(chart(title, lines, run.unit, 'AP', table=table))
+    return charts
 
 
 def speed(runs: Sequence[Run]) -> list[Part]:

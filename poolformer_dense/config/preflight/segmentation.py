@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _RESIZING = ('Resize', 'Rescale', 'Mosaic', 'Albu', 'Choice', 'Apply', 'Rot')
 
 def check_unlabelled(plan: Plan) -> Iterator[Notice]:
     """Whether losses, data, padding and evaluators leave out the same label."""
+    yield from _reduced_apart(plan)
     heads = decode_heads(plan.cfg)
     if not heads:
         return
@@ -112,6 +114,24 @@ def _heads_differ(plan: Plan, heads: Sequence[DecodeHead]) -> Iterator[Notice]:
                     f'{place}.{name}={head.ignore_index}'
                 )
                 yield Notice(logging.ERROR, text)
+
+
+def _reduced_apart(plan: Plan) -> Iterator[Notice]:
+    """Of label maps that lie side by side: whether all are read in one way."""
+    known: dict[str, Source] = {}
+    for source in plan.sources:
+        folder = (source.dataset.data_prefix or {}).get('seg_map_path')
+        if not folder or not hasattr(source.dataset, 'reduce_zero_label'):
+            continue
+        first = known.setdefault(os.path.dirname(os.path.normpath(folder)), source)
+        mine, theirs = source.dataset.reduce_zero_label, first.dataset.reduce_zero_label
+        if mine != theirs:
+            text = (
+                f'{source.places[0]}.reduce_zero_label={mine}, but {first.places[0]}'
+                f'.reduce_zero_label={theirs}, with label maps in one folder: each class would '
+                'have two numbers; set both to the same'
+            )
+            yield Notice(logging.ERROR, text)
 
 
 def _reduced_differs(plan: Plan, head: DecodeHead, source: Source) -> Iterator[Notice]:

@@ -26,6 +26,7 @@ from poolformer_dense.measure.shapes import write_ade20k
 from poolformer_dense.report.hook import ReportHook
 from poolformer_dense.report.page import write_report
 from poolformer_dense.report.scores import Detections
+from poolformer_dense.report.sections import accuracy
 from poolformer_dense.report.validation import choose, intersection_over_union
 from poolformer_dense.report.workdir import read_run
 from tests.poolformer_dense.report.report_runs import (
@@ -448,6 +449,27 @@ def test_figures_of_voc_have_their_chart(tmp_path):
     page = _page(tmp_path)
     assert 'Best pascal_voc/mAP' in page
     assert 'Validation: pascal_voc<' in page
+
+
+@pytest.mark.parametrize('count', [3, 20])
+def test_classwise_figures_share_one_chart(tmp_path, count):
+    def record(epoch):
+        by_class = {f'coco/class_{i}_precision': (i + epoch) / 100 for i in range(count)}
+        by_class['coco/absent_precision'] = float('nan')
+        return by_class | val_record(epoch, 0.25)
+
+    write_session(tmp_path, [train_record(10), record(1), record(2)])
+    [overall, single] = accuracy([read_run(tmp_path)])
+    assert overall.caption == 'Validation: coco/bbox'
+    assert single.caption == 'Validation: AP of each class'
+    many = count > 7
+    named = [f'class_{i}' for i in (*range(3), *range(count - 3, count))] if many else ['class_0']
+    assert all(f'>{name}<' in str(single.svg) for name in named)
+    assert '>class_9<' not in str(single.svg)
+    assert 'absent' not in str(single.svg)
+    if many:
+        assert len(single.table.rows) == count
+        assert single.table.rows[0][0] == f'class_{count - 1}'
 
 
 def test_the_hook_can_be_told_to_do_nothing(tmp_path):

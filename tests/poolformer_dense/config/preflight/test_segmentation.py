@@ -141,6 +141,16 @@ def test_an_evaluator_that_reduces_no_label(plan):
     assert 'reduce_zero_label=False has no effect: the data set decides' in notice.text
 
 
+def test_maps_side_by_side_are_read_in_one_way(plan):
+    [notice] = check_unlabelled(plan({'val_dataloader.dataset.reduce_zero_label': False}))
+    assert re.search(
+        'val_data.*reduce_zero_label=False, but train_data.*zero_label=True', notice.text
+    )
+    elsewhere = 'val_dataloader.dataset.data_prefix.seg_map_path'
+    apart = {elsewhere: 'images/validation', 'val_dataloader.dataset.reduce_zero_label': False}
+    assert not list(check_unlabelled(plan(apart)))
+
+
 def test_heads_agree(plan):
     made = plan(PLAIN)
     head = made.cfg.model.decode_head.to_dict()
