@@ -13,7 +13,9 @@ import torch
 
 from backbones import PoolFormer
 from backbones.checkpoints import to_layout
+from poolformer_dense.config.load import load_config
 from poolformer_dense.measure.shapes import write_ade20k, write_coco
+from tests.drawn import write_voc, write_yolo
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +38,8 @@ def copy(copy_project, page, tmp_path_factory) -> Path:
     drawn = tmp_path_factory.mktemp('drawn')
     write_coco(drawn / 'coco', num_train=8, num_val=4)
     write_ade20k(drawn / 'ade', num_train=8, num_val=4)
+    write_voc(folder / 'data/voc', num_train=8, num_val=4)
+    write_yolo(folder / 'data/yolo', num_train=8, num_val=4)
     for ours, theirs in (('train', 'train2017'), ('val', 'val2017')):
         shutil.copytree(drawn / 'coco' / theirs, folder / 'data/mine/images' / ours)
         shutil.copy(
@@ -69,13 +73,44 @@ def commands(page, copy, weights, follow) -> Callable[[int], str]:
 def test_detector_is_checked_drawn_and_tried(commands, copy):
     assert 'no faults' in commands(0).lower()
     assert list((copy / 'work_dirs/pictures').rglob('*.jpg'))
-    assert 'Epoch(val) [1]' in commands(1)
+    printed = commands(1)
+    assert 'Epoch(val) [1][4/4]' in printed
     assert (copy / 'work_dirs/trial/epoch_1.pth').is_file()
 
 
-def test_segmentor_is_checked_drawn_and_tried(commands, copy):
+def test_detector_of_voc_is_checked_drawn_and_tried(commands):
     printed = commands(4)
-    assert 'Iter(val)' in printed
+    assert 'no faults' in printed
+    assert 'pascal_voc/mAP' in printed
+
+
+@pytest.mark.parametrize(('first', 'kind'), [(5, 'voc'), (8, 'yolo')])
+def test_converted_data_is_checked(commands, copy, first, kind):
+    assert f'data/{kind}/coco/train.json: 8 images' in commands(first)
+    assert 'no faults' in commands(first + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('first', [5, 8])
+def test_a_detector_of_converted_data_is_tried(commands, copy, first):
+    for out in (copy / 'data').glob('*/coco'):
+        shutil.rmtree(out)
+    commands(first)
+    assert 'Epoch(val) [1][4/4]' in commands(first + 2)
+
+
+def test_the_longer_schedule_ends_with_the_training(copy):
+    cfg = load_config(
+        str(copy / 'configs/my_longer_detector.py'), {'model.backbone.init_cfg': None}
+    )
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs == 60
+    assert cfg.param_scheduler[0].end == 500
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_segmentor_is_checked_drawn_and_tried(commands, copy):
+    printed = commands(11)
+    assert 'Iter(val) [4/4]' in printed
     assert (copy / 'work_dirs/trial/iter_2.pth').is_file()
 
 
@@ -94,7 +129,7 @@ def test_segmentor_is_trained_tested_and_used(copy_project, copy, page, weights,
     folder = copy_project(tmp_path / 'project', shorter)
     shutil.copytree(copy / 'data', folder / 'data')
     blocks = [text for language, text in shorter if language == 'sh']
-    for block in blocks[5:]:
+    for block in blocks[12:]:
         done = follow(block, folder, {'POOLFORMER_WEIGHTS': str(weights)})
         assert done[-1].returncode == 0, done[-1].stdout + done[-1].stderr
     assert len(list((folder / 'work_dirs/predictions').rglob('*.png'))) >= 4
