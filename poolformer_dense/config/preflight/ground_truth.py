@@ -23,7 +23,14 @@ def check_ground_truth(plan: Plan) -> Iterator[Notice]:
                 kind = type_name(evaluator)
                 if kind == 'VOCMetric' and (problem := _voc_problem(steps, place)):
                     yield Notice(logging.ERROR, f'{where} (VOCMetric): {problem}')
-                if kind == 'CocoMetric' and not evaluator.get('ann_file'):
+                if evaluator.get('ann_file') and type_name(dataset) in ('XMLDataset', 'VOCDataset'):
+                    yield Notice(
+                        logging.ERROR,
+                        f'{where} ({kind}) reads {evaluator["ann_file"]}, but {place} has its '
+                        f'objects in XML files: {split}_evaluator=dict(_delete_=True, '
+                        "type='VOCMetric')",
+                    )
+                elif kind == 'CocoMetric' and not evaluator.get('ann_file'):
                     packed = [t for t in pipeline if type_name(t) == 'PackDetInputs']
                     if packed and 'instances' not in packed[-1].get('meta_keys', ()):
                         yield Notice(

@@ -59,6 +59,14 @@ def test_coco_metric_without_a_file_needs_instances(notices):
     assert notices(dict(type='CocoMetric'), pipeline=[RESIZE, OBJECTS, packing]) == []
 
 
+def test_objects_in_xml_are_not_evaluated_by_a_file(notices):
+    own = dict(type='XMLDataset', pipeline=[RESIZE, OBJECTS])
+    (found,) = notices(dict(type='CocoMetric', ann_file='a.json'), **own)
+    assert 'val_evaluator (CocoMetric) reads a.json' in found
+    assert "type='VOCMetric'" in found
+    assert notices(dict(type='VOCMetric'), **own) == []
+
+
 @pytest.mark.parametrize(
     ('kind', 'folder', 'classes', 'count'),
     [
