@@ -14,7 +14,8 @@ from pycocotools import mask as mask_utils
 
 from ..errors import UserError
 from ..files import replacing
-from .images import inspect_image, read_all
+from .decoding import inspect_image
+from .images import read_all
 
 # Suffixes of images, in lower case.
 IMAGE_SUFFIXES = frozenset(['.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'])
@@ -123,7 +124,7 @@ def read_sizes(
     An image that can't be read to its end has None and the reason.
     """
     results = read_all(inspect_image, [str(path) for path in paths], title)
-    return dict(zip(paths, results, strict=True))
+    return {path: found[:2] for path, found in zip(paths, results, strict=True)}
 
 
 def image_names(folder: Path) -> dict[str, list[Path]]:

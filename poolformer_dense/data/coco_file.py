@@ -18,8 +18,9 @@ from .coco_faults import coco_faults
 from .coco_filters import filtered
 from .coco_fix import clean
 from .coco_json import hold_json, is_plain_text, no_collector, take_json
+from .decoding import inspect_image
 from .faults import Fault, fault
-from .images import inspect_image, missing_files, read_all
+from .images import missing_files, read_all
 from .label_order import has_class_order
 from .source import Source
 
@@ -125,10 +126,13 @@ class CocoFile:
         if quick:
             return faults
         named = [item for item, gone in zip(named, missing, strict=True) if not gone]
-        read = partial(inspect_image, turn=self.source.turns_images())
+        read = partial(inspect_image, decoder=self.source.decoder)
         results = read_all(read, [path for _, _, path in named], title)
-        for (i, entry, path), (size, note) in zip(named, results, strict=True):
+        for (i, entry, path), (size, note, remark) in zip(named, results, strict=True):
             stated = entry.get('width'), entry.get('height')
+            if remark:
+                detail = f'image {entry.get("id")}: {remark}'
+                faults.append(fault('odd image', path, detail))
             if size is None:
                 detail = f'image {entry.get("id")}: {note}'
                 faults.append(fault('unreadable image', path, detail, ('images', i)))

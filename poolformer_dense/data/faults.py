@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..terminal import printable
+
 ERROR, WARNING = 'error', 'warning'
 # An error where masks are trained or evaluated; a box-only run never reads them.
 MASK_ERROR = 'error with masks'
@@ -52,6 +54,7 @@ SEVERITIES = {
     # of image files
     'missing image': ERROR,
     'unreadable image': ERROR,
+    'odd image': WARNING,
     'wrong image size': ERROR,
     # of label maps
     'missing label map': ERROR,
@@ -86,7 +89,7 @@ class Fault:
     entry: tuple[str, int] | None = None
 
     def __str__(self) -> str:
-        return f'{self.where}: {self.detail}'
+        return printable(f'{self.where}: {self.detail}')
 
 
 def fault(

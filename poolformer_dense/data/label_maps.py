@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file
 
 from ..errors import UserError
+from .decoding import Decoder, Inspected, Unreadable, inspect_image, read_image
 from .faults import Fault, fault, first_names
-from .images import inspect_image, missing_files, read_all
+from .images import missing_files, read_all
 from .source import Source
 
 # A quick check reads this many pairs, evenly spread.
@@ -130,10 +130,12 @@ class LabelMaps:
 
     def _read(self, indices: Sequence[int], title: str) -> list[Fault]:
         """Check what is inside the files of some pairs."""
+        backend = self.source.option('imdecode_backend', 'LoadAnnotations')
         read = partial(
             _inspect_pair,
-            turn=self.source.turns_images(),
-            backend=self.source.option('imdecode_backend', 'LoadAnnotations') or 'pillow',
+            image=self.source.decoder,
+            # As mmseg's LoadAnnotations reads it: palette indices stay indices.
+            label_map=Decoder('unchanged', backend or 'pillow'),
         )
         results = read_all(read, [self.pairs[i] for i in indices], title)
         faults: list[Fault] = []
@@ -175,12 +177,15 @@ class LabelMaps:
                 yield fault('label map without image', path, 'is never read')
 
     def _pair_faults(
-        self, index: int, size: Any, note: str, shape: Any, dtype: str, labels: list[int]
+        self, index: int, inspected: Inspected, shape: Any, dtype: str, labels: list[int]
     ) -> Iterable[Fault]:
         image, label_map = self.pairs[index]
         entry = ('pair', index)
+        size, note, remark = inspected
         if size is None:
             yield fault('unreadable image', image, note, entry)
+        elif remark:
+            yield fault('odd image', image, remark)
         if label_map is None:
             return
         if shape is None:
@@ -253,19 +258,17 @@ def reduce_zero_label_fault(maps: LabelMaps, others: Sequence[LabelMaps]) -> Fau
     return None
 
 
-def _inspect_pair(pair: tuple[str, str | None], turn: bool, backend: str) -> tuple:
-    """Size of the image and a note; shape, dtype and labels of the map, or None and a reason."""
-    size, note = inspect_image(pair[0], turn)
+def _inspect_pair(pair: tuple[str, str | None], image: Decoder, label_map: Decoder) -> tuple:
+    """The image as inspected; shape, dtype and labels of the map, or None and a reason."""
+    inspected = inspect_image(pair[0], image)
     if pair[1] is None:
-        return size, note, None, '', []
-    problem = inspect_image(pair[1])
-    if problem[0] is None:
-        return size, note, None, problem[1], []
-    # As mmseg's LoadAnnotations reads it: palette indices stay indices.
-    label_map = mmcv.imfrombytes(Path(pair[1]).read_bytes(), 'unchanged', backend=backend)
-    label_map = label_map.squeeze()
-    labels = _labels(label_map) if label_map.ndim == 2 else []
-    return size, note, label_map.shape, str(label_map.dtype), labels
+        return inspected, None, '', []
+    try:
+        labels = read_image(pair[1], label_map).pixels.squeeze()
+    except Unreadable as error:
+        return inspected, None, str(error), []
+    values = _labels(labels) if labels.ndim == 2 else []
+    return inspected, labels.shape, str(labels.dtype), values
 
 
 def _labels(label_map: np.ndarray) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
+from .decoding import Decoder
 from .faults import Fault
 
 
@@ -57,7 +58,8 @@ class Source:
         given = (step.get(key) for _, step in self.steps(transform))
         return next((value for value in given if value is not None), None)
 
-    def turns_images(self) -> bool:
-        """Whether images are turned as their EXIF orientation says, which OpenCV does."""
-        color_type = self.option('color_type', 'LoadImageFromFile') or 'color'
-        return color_type != 'unchanged' and not color_type.endswith('ignore_orientation')
+    @property
+    def decoder(self) -> Decoder:
+        """How the pipelines decode images."""
+        keys = ('color_type', 'imdecode_backend')
+        return Decoder.of({key: self.option(key, 'LoadImageFromFile') for key in keys})

@@ -16,8 +16,9 @@ from mmengine.dataset import BaseDataset
 
 from ..errors import UserError
 from .coco_faults import TOLERANCE
+from .decoding import inspect_image
 from .faults import Fault, fault, first_names
-from .images import inspect_image, missing_files, read_all
+from .images import missing_files, read_all
 from .source import Source
 from .voc_xml import VocAnnotation, VocObject, bare_name, read_voc
 
@@ -211,12 +212,14 @@ class VocFiles:
         if quick:
             return
         named = [item for item, gone in zip(named, missing, strict=True) if not gone]
-        read = partial(inspect_image, turn=self.source.turns_images())
+        read = partial(inspect_image, decoder=self.source.decoder)
         results = read_all(read, [path for _, path in named], title)
-        for (i, path), (size, note) in zip(named, results, strict=True):
+        for (i, path), (size, note, remark) in zip(named, results, strict=True):
             if size is None:
                 yield fault('unreadable image', path, note, ('images', i))
                 continue
+            if remark:
+                yield fault('odd image', path, remark)
             try:
                 stated = read_voc(self._annotation_path(self._ids[i])).stated_size()
             except (OSError, ValueError):

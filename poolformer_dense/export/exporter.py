@@ -11,8 +11,8 @@ import numpy as np
 
 from backbones.version import __version__
 
+from ..data.decoding import Unreadable, read_image
 from ..errors import UserError
-from ..predict.media import Unreadable, read_image
 from ..predict.predictor import Predictor
 from .graphs import BoxGraph, Graph, build_graph
 from .parity import Array, Run
@@ -108,7 +108,7 @@ def read_resized(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Array]
     """
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, predictor.decoder).pixels
         except Unreadable as error:
             raise UserError(f'--parity {path}: {error}') from error
         yield predictor.prepare(image)['inputs'].numpy().transpose(1, 2, 0)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import mmcv
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from ..data.images import inspect_image
+from ..data.decoding import Decoded, Decoder, Unreadable, read_image
 from ..errors import UserError
 
 # (H, W, 3), BGR.
 Image = NDArray[np.uint8]
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
-VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
-
-
-class Unreadable(Exception):
-    """A file is not an image or video that can be read to its end; the message says why."""
+# What a folder is searched for.
+_READ = 'jpg jpeg jpe jfif png apng bmp dib tif tiff webp gif avif jp2 ppm pgm pbm pnm hdr ras sr'
+_NAMED = 'heic heif jxl exr tga psd dng'  # images that can't be read, rather than other files
+_VIDEOS = 'mp4 avi mov mkv webm m4v mpg mpeg wmv flv 3gp'
 
 
 def find_media(
@@ -49,10 +47,12 @@ def find_media(
     nothing: list[tuple[str, str]] = []
     for given in inputs:
         if os.path.isdir(given):
-            paths = [p for p in sorted(Path(given).rglob('*')) if _suffix(p) in IMAGES + VIDEOS]
+            paths = [path for path in sorted(Path(given).rglob('*')) if _is_media(path)]
+            lost = [path for path in paths if path.is_symlink() and not path.exists()]
+            nothing += [(str(path), 'it is a link to nothing') for path in lost]
             reason = 'no image or video is in this folder'
         elif os.path.exists(given):
-            paths, reason = [Path(given)], ''
+            paths, reason = [Path(given)], 'it is neither a file nor a folder'
         elif glob.has_magic(given):
             paths = [Path(path) for path in sorted(glob.glob(given, recursive=True))]
             reason = 'no file matches this pattern'
@@ -71,7 +71,18 @@ def find_media(
 
 def is_video(path: Path) -> bool:
     """Whether a file's name says that it is a video."""
-    return _suffix(path) in VIDEOS
+    return _suffix(path) in _VIDEOS.split()
+
+
+def _is_media(path: Path) -> bool:
+    """Whether a file of a folder is to be read; one without suffix tells it by its content."""
+    if path.suffix:
+        return _suffix(path) in f'{_READ} {_NAMED} {_VIDEOS}'.split()
+    try:
+        with PIL.Image.open(path):
+            return True
+    except Exception:  # of any kind, on files of other kinds
+        return False
 
 
 def distinct_names(paths: Sequence[Path]) -> list[Path]:
@@ -93,30 +104,14 @@ def distinct_names(paths: Sequence[Path]) -> list[Path]:
     return [name(path) for path in relative]
 
 
-def read_image(path: Path) -> Image:
-    """Read an image whole, upright, as (H, W, 3) uint8, BGR.
-
-    Raises:
-        Unreadable: It is no image, or truncated.
-    """
-    try:
-        size, reason = inspect_image(str(path))
-        image: Image | None = None if size is None else mmcv.imfrombytes(path.read_bytes())
-    except (OSError, cv2.error) as error:
-        raise Unreadable(str(error)) from error
-    if image is None:
-        # Pillow's message quotes the buffer that it was given.
-        reason = ' '.join(re.sub(r'<.*>', '', reason).split())
-        raise Unreadable(reason or 'OpenCV can not decode it')
-    return image
-
-
 def read_video(path: Path) -> Iterator[Image]:
     """Yield the frames of a video, (H, W, 3) uint8, BGR.
 
     Raises:
         Unreadable: It has not one frame that OpenCV can decode.
     """
+    if path.stat().st_size == 0:
+        raise Unreadable('the file is empty')
     frame = None
     with mmcv.VideoReader(str(path)) as video:
         for frame in video:
@@ -132,27 +127,28 @@ def describe_video(path: Path) -> tuple[int, float]:
 
 
 def read_ahead(
-    paths: Iterable[Path], waiting: int = 8
-) -> Iterator[tuple[Path, Image | Unreadable]]:
+    paths: Iterable[Path], decoder: Decoder, waiting: int = 8
+) -> Iterator[tuple[Path, Decoded | Unreadable]]:
     """Read images in threads, in order, at most ``waiting`` ahead of the caller.
 
     Decoding releases Python's lock, so the next images are read while the model runs.
     """
     paths = iter(paths)
+    read = partial(_try_read, decoder=decoder)
     with ThreadPoolExecutor(2) as pool:
-        results = deque(pool.submit(_try_read, path) for path in islice(paths, waiting))
+        results = deque(pool.submit(read, path) for path in islice(paths, waiting))
         while results:
             result = results.popleft().result()
-            results.extend(pool.submit(_try_read, path) for path in islice(paths, 1))
+            results.extend(pool.submit(read, path) for path in islice(paths, 1))
             yield result
 
 
-def _try_read(path: Path) -> tuple[Path, Image | Unreadable]:
+def _try_read(path: Path, decoder: Decoder) -> tuple[Path, Decoded | Unreadable]:
     try:
-        return path, read_image(path)
+        return path, read_image(path, decoder)
     except Unreadable as error:
         return path, error
 
 
 def _suffix(path: Path) -> str:
-    return path.suffix.lower()
+    return path.suffix.lower().removeprefix('.')

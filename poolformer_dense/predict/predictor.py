@@ -16,11 +16,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+from numpy.typing import NDArray
 
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
 from ..config.datasets import check_names, check_num_classes, checkpoint_classes
+from ..data.decoding import Decoder
 from ..errors import UserError
 from .media import Image
 
@@ -37,6 +39,7 @@ class Predictor:
         cfg: The config.
         model: In evaluation mode, on its device.
         pipeline: The config's test pipeline, from ``dict(img=image)``.
+        decoder: How that pipeline decodes files.
         new_visualizer: Makes the visualizer that the config names.
         classes: Names of the classes, in the order of the labels.
         palette: Their colours, RGB.
@@ -45,6 +48,7 @@ class Predictor:
     cfg: Config
     model: Any
     pipeline: Compose
+    decoder: Decoder
     new_visualizer: Callable[[], Visualizer]
     classes: list[str]
     palette: list[tuple[int, ...]]
@@ -98,7 +102,7 @@ class Predictor:
         """Draw a prediction with the toolbox's visualizer.
 
         Args:
-            image: (H, W, 3), uint8, BGR.
+            image: As `predict` yields it.
             sample: The prediction for it.
             score_thr: Detections with this score or less are left out.
 
@@ -110,9 +114,17 @@ class Predictor:
         threshold = dict(pred_score_thr=score_thr) if self.detects else {}
         if not self.detects:
             sample = sample.numpy()  # mmseg's visualizer fails on a tensor of one pixel
-        rgb = np.ascontiguousarray(image[..., ::-1])
+        rgb = np.ascontiguousarray(_in_color(image)[..., ::-1])
         visualizer.add_datasample('prediction', rgb, sample, draw_gt=False, **threshold)
         return np.ascontiguousarray(visualizer.get_image()[..., ::-1])
+
+
+def _in_color(image: NDArray[Any]) -> Image:
+    """Return (H, W, 3), uint8, of an image as any decoder gives it."""
+    if image.dtype != np.uint8:
+        image = np.interp(image, (image.min(), image.max() + 1e-9), (0, 255)).astype(np.uint8)
+    image = image.reshape(*image.shape[:2], -1)
+    return image[..., :3] if image.shape[2] > 2 else image[..., :1].repeat(3, axis=2)
 
 
 def load_predictor(
@@ -141,7 +153,7 @@ def load_predictor(
     if cfg.default_scope not in ('mmdet', 'mmseg'):
         raise UserError(f'default_scope={cfg.default_scope!r}: inference is for mmdet and mmseg')
     saved = read_checkpoint(checkpoint, 'cpu', unsafe_load)
-    steps = _steps_in_memory(cfg.test_dataloader.dataset.pipeline)
+    steps, decoder = _steps_in_memory(cfg.test_dataloader.dataset.pipeline)
     with VISUALIZERS.switch_scope_and_registry(cfg.default_scope) as visualizers:
         model = MODELS.build(cfg.model)
         pipeline = Compose(steps)
@@ -156,7 +168,7 @@ def load_predictor(
     other = ('type', '_scope_', 'vis_backends')
     arguments = {k: v for k, v in cfg.visualizer.items() if k not in other}
     new_visualizer = partial(visualizer, **arguments)
-    return Predictor(cfg, model, pipeline, new_visualizer, classes, palette)
+    return Predictor(cfg, model, pipeline, decoder, new_visualizer, classes, palette)
 
 
 def fold(model: Any) -> None:
@@ -187,21 +199,25 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def _steps_in_memory(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a test pipeline that takes the image itself, and no annotations."""
+def _steps_in_memory(
+    steps: Iterable[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], Decoder]:
+    """Return a test pipeline that takes the image itself, and no annotations; and its decoder."""
     kept: list[dict[str, Any]] = []
+    decoder = None
     for step in steps:
         name = getattr(step['type'], '__name__', step['type']).split('.')[-1]
         if name == 'LoadImageFromFile':
             kept.append({**step, 'type': 'LoadImageFromNDArray'})
+            decoder = Decoder.of(step)
         elif not name.startswith('Load'):
             kept.append(dict(step))
-    if not any(step['type'] == 'LoadImageFromNDArray' for step in kept):
+    if decoder is None:
         raise UserError(
             'test_dataloader.dataset.pipeline has no LoadImageFromFile: predictions start from '
             'images; add it as the first step'
         )
-    return kept
+    return kept, decoder
 
 
 def _classes(

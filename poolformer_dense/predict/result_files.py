@@ -17,11 +17,11 @@ from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ..data.decoding import Unreadable, quiet_decoders
 from ..errors import UserError
 from ..files import replacing
 from .media import (
     Image,
-    Unreadable,
     describe_video,
     distinct_names,
     is_video,
@@ -131,7 +131,7 @@ def infer_files(
         score_thr: Detections with this score or less are neither drawn nor written.
         batch: Images of one forward pass.
         pictures: Whether to draw.
-        report: Takes one line for each file that can't be read.
+        report: Takes one line for each file that can't be read, or of which not all is.
 
     Returns:
         How many images and frames have a result, and the files that can't be read.
@@ -148,7 +148,7 @@ def infer_files(
     unreadable: list[Path] = []
     with ExitStack() as stack:
         stack.callback(writer.close)
-        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(quiet_decoders())
         # A box, outline or label that touches the border is not worth a warning.
         warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon|text) is out of bounds')
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
@@ -160,11 +160,13 @@ def infer_files(
             progress.advance(task)
 
         def readable_images() -> Iterator[tuple[Path, Image]]:
-            for path, image in read_ahead(images, 2 * batch + 2):
-                if isinstance(image, Unreadable):
-                    refuse(path, image)
-                else:
-                    yield path, image
+            for path, found in read_ahead(images, predictor.decoder, 2 * batch + 2):
+                if isinstance(found, Unreadable):
+                    refuse(path, found)
+                    continue
+                if found.remark:
+                    report(f'note on {path}: {found.remark}')
+                yield path, found.pixels
 
         for path, image, sample in predictor.predict(readable_images(), batch):
             writer.add(str(path), names[path], None, sample)
@@ -177,12 +179,17 @@ def infer_files(
             stream = enumerate(read_video(path))
             try:
                 with VideoWriter(out / 'pictures' / f'{names[path]}.mp4', path) as film:
+                    before = done
                     for frame, image, sample in predictor.predict(stream, batch):
                         writer.add(str(path), names[path], frame, sample)
                         if pictures:
                             film.add(predictor.draw(image, sample, score_thr))
                         done += 1
                         progress.advance(task)
+                announced = describe_video(path)[0]
+                if done - before < 0.98 * announced:  # some formats only estimate it
+                    said = f'{done - before} of the {announced} frames that it announces'
+                    report(f'note on {path}: only {said} can be decoded')
             except Unreadable as error:
                 refuse(path, error)
     return done, unreadable

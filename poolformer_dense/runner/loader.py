@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from os import SEEK_END
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
+from ..data.decoding import is_cut_jpeg
 from ..data.label_order import in_class_order
 from ..errors import UserError
 from .random_state import seeded
@@ -42,8 +42,6 @@ _OPTIONS = (
     'pin_memory_device',
     'in_order',
 )
-_JPEG = ('.jpg', '.jpeg')
-_END, _SCAN = b'\xff\xd9', b'\xff\xda'
 
 
 class Key(int):
@@ -147,24 +145,9 @@ def read_whole(dataset: Any, index: int) -> Any:
     sample = dataset[index]
     samples = sample.get('data_samples') if isinstance(sample, dict) else None
     path = getattr(samples, 'metainfo', {}).get('img_path')
-    if isinstance(path, str) and path.lower().endswith(_JPEG) and _is_cut(path):
+    if isinstance(path, str) and is_cut_jpeg(path):
         raise OSError(f'{path} is truncated: the JPEG has no end marker')
     return sample
-
-
-def _is_cut(path: str) -> bool:
-    """Whether a JPEG has no end marker, for instance because it is padded with zeros."""
-    try:
-        with open(path, 'rb') as file:
-            file.seek(-len(_END), SEEK_END)
-            if file.read() == _END:
-                return False
-            file.seek(0)
-            content = file.read()
-    except OSError:  # not a local file
-        return False
-    # what starts otherwise is another format under this name
-    return content.startswith(b'\xff\xd8') and content.rfind(_END) < content.rfind(_SCAN)
 
 
 class KeyedBatches(Sampler):

@@ -7,7 +7,7 @@ import json
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..data.decoding import inspect_image, quiet_decoders
 from ..errors import RankError, UserError
+from ..terminal import printable
 from .loader import Key, read_whole
 from .random_state import seed_cpu
 
@@ -58,7 +60,7 @@ class Quarantine:
             dict(
                 path=files[0] if files else None,
                 index=index,
-                error=_describe(error),
+                error=_reason(files, error),
                 files={file: _stamp(file) for file in files},
             )
         )
@@ -128,7 +130,7 @@ class Quarantine:
                     torn = content and not content.endswith(b'\n')
                     file.write(b'\n' * bool(torn) + json.dumps(entry).encode() + b'\n')
         except OSError as failure:
-            warnings.warn(f'{self.path} cannot be written: {failure}', stacklevel=2)
+            warnings.warn(printable(f'{self.path} cannot be written: {failure}'), stacklevel=2)
             return
         self._known.add(_identity(entry))
 
@@ -193,7 +195,7 @@ class DirtyDataHook(Hook):
         for entry in self._entries:
             if _identity(entry) not in told:
                 runner.logger.warning(
-                    f'{entry["path"] or "sample " + str(entry["index"])} cannot be read '
+                    f'{printable(entry["path"] or "sample " + str(entry["index"]))} cannot be read '
                     f'({entry["error"]}); it is replaced by another image and listed in '
                     f'{quarantine.path}.'
                 )
@@ -255,6 +257,14 @@ def _parse(content: bytes) -> Iterator[dict[str, Any]]:
             continue
         if not repaired:
             yield entry
+
+
+def _reason(files: Sequence[str], error: Exception) -> str:
+    """What is wrong with the image, as tools/verify_data.py says it, and what was raised."""
+    with quiet_decoders():
+        found = inspect_image(files[0]) if files and os.path.isfile(files[0]) else None
+    said = f'{found.note}; ' if found and found.size is None else ''
+    return said + _describe(error)
 
 
 def _describe(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,18 +14,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
+from PIL import Image
 from pycocotools.coco import COCO
 
 from backbones.checkpoints import CheckpointError
+from poolformer_dense.config.datasets import named_sources
 from poolformer_dense.config.load import load_config
+from poolformer_dense.data.audit import audit
+from poolformer_dense.data.decoding import Decoder, Unreadable, read_image
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
 from poolformer_dense.predict.media import (
-    Unreadable,
     distinct_names,
     find_media,
     read_ahead,
-    read_image,
     read_video,
 )
 from poolformer_dense.predict.predictor import check_device, load_predictor
@@ -320,11 +323,109 @@ def test_no_two_files_share_a_name(entries):
 def test_what_opencv_would_fill_with_gray_is_unreadable(media):
     with pytest.raises(Unreadable, match='truncated'):
         read_image(media / 'broken.jpg')
-    with pytest.raises(Unreadable, match=r'cannot identify image file$'):
-        read_image(media / 'notes.txt')
     (media / 'empty.mp4').write_bytes(b'')
-    with pytest.raises(Unreadable, match='no frame'):
+    with pytest.raises(Unreadable, match='the file is empty'):
         next(read_video(media / 'empty.mp4'))
+    (media / 'text.mp4').write_text('not a video')
+    with pytest.raises(Unreadable, match='no frame'):
+        next(read_video(media / 'text.mp4'))
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Files that a folder of images may hold: five that are read, and five that are not."""
+    folder = tmp_path / 'odd'
+    image, other = (draw_scene((i,)).image for i in range(2))
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    _write(folder / 'LOUD.PNG', image)
+    _write(folder / 'bits12.png', gray.astype(np.uint16) * 16)
+    frames = [Image.fromarray(each[..., ::-1].copy()) for each in (image, other)]
+    frames[0].save(folder / 'two.gif', save_all=True, append_images=frames[1:])
+    frames[0].save(folder / 'still.avif')
+    frames[0].convert('CMYK').save(folder / 'cmyk.jpg')
+    content = (folder / 'LOUD.PNG').read_bytes()
+    (folder / 'cut.png').write_bytes(content[: len(content) // 2])
+    (folder / 'empty.jpg').write_bytes(b'')
+    (folder / 'page.jpg').write_text('<html>404</html>')
+    (folder / 'photo.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(90))
+    _write(folder / 'floats.tif', gray.astype(np.float32) / 255)
+    return folder
+
+
+def test_verification_and_prediction_agree_on_odd_files(root, detector, odd, tmp_path):
+    paths, _ = find_media([str(odd)])
+    lines = []
+    done, unreadable = infer_files(
+        detector, paths, tmp_path / 'out', pictures=False, report=lines.append
+    )
+    assert done == 5
+    images = [
+        dict(id=i, file_name=path.name, width=128, height=96) for i, path in enumerate(paths, 1)
+    ]
+    categories = [dict(id=i, name=name) for i, name in enumerate(detector.classes, 1)]
+    content = dict(images=images, annotations=[], categories=categories)
+    (odd / 'instances.json').write_text(json.dumps(content))
+    cfg = _config(root, 'retinanet')
+    cfg.test_dataloader.dataset.update(
+        data_root=str(odd), ann_file='instances.json', data_prefix=dict(img='')
+    )
+    sources, _ = named_sources(cfg, ('test',))
+    [found], _ = audit(sources)
+    said = {'skipped': [], 'note on': []}
+    for fault in found.faults:
+        detail = fault.detail.partition(': ')[2]
+        said['skipped' if fault.kind == 'unreadable image' else 'note on'].append(
+            f'{fault.where}: {detail}'
+        )
+    for word, faults in said.items():
+        assert sorted(f'{word} {fault}' for fault in faults) == sorted(
+            line for line in lines if line.startswith(word)
+        )
+    assert len(said['skipped']) == len(unreadable) == 5
+    assert len(said['note on']) == 2
+
+
+def test_a_folder_hides_no_image(odd, tmp_path):
+    (odd / 'no_suffix').write_bytes((odd / 'LOUD.PNG').read_bytes())
+    (odd / 'README').write_text('BM: a text')
+    (odd / 'gone.png').symlink_to(tmp_path / 'nowhere.png')
+    paths, nothing = find_media([str(odd)])
+    assert {path.name for path in paths} == {
+        *('LOUD.PNG', 'bits12.png', 'two.gif', 'still.avif', 'cmyk.jpg', 'no_suffix'),
+        *('cut.png', 'empty.jpg', 'page.jpg', 'photo.heic', 'floats.tif'),
+    }
+    assert nothing == [(str(odd / 'gone.png'), 'it is a link to nothing')]
+    os.mkfifo(odd / 'pipe')
+    with pytest.raises(UserError, match='neither a file nor a folder'):
+        find_media([str(odd / 'pipe')])
+
+
+def test_images_are_decoded_as_the_pipeline_says(root, tmp_path):
+    cfg = _config(root, 'fpn')
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    cfg.model.backbone.in_channels = 1
+    cfg.model.data_preprocessor.update(mean=[100.0], std=[50.0])
+    path = str(_weights(cfg, tmp_path / 'weights.pth'))
+    predictor = load_predictor(cfg, path, 'cpu')
+    picture = _write(tmp_path / 'a.png', draw_scene((1,)).image)
+    assert infer_files(predictor, [picture], tmp_path / 'out') == (1, [])
+    assert cv2.imread(str(tmp_path / 'out/pictures/a.png')).shape == (96, 128, 3)
+
+
+def test_a_video_that_ends_early_is_said(detector, tmp_path):
+    path = tmp_path / 'clip.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 8, (96, 64))
+    for i in range(12):
+        writer.write(cv2.resize(draw_scene((i,)).image, (96, 64)))
+    writer.release()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    lines = []
+    done, _ = infer_files(detector, [path], tmp_path, pictures=False, report=lines.append)
+    assert 0 < done < 12
+    assert lines == [
+        f'note on {path}: only {done} of the 12 frames that it announces can be decoded'
+    ]
 
 
 def test_reading_ahead_keeps_order_and_few_images(media):
@@ -335,9 +436,10 @@ def test_reading_ahead_keeps_order_and_few_images(media):
             asked.append(media / name)
             yield media / name
 
-    images = read_ahead(paths(), waiting=2)
+    images = read_ahead(paths(), Decoder(), waiting=2)
     first, image = next(images)
-    assert (first, image.shape) == (media / 'a/0.jpg', read_image(media / 'a/0.jpg').shape)
+    assert first == media / 'a/0.jpg'
+    np.testing.assert_array_equal(image.pixels, read_image(media / 'a/0.jpg').pixels)
     assert len(asked) == 3
     rest = list(images)
     assert [path for path, _ in rest] == asked[1:]
