@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import RankError, UserError, first_process, told_launcher
 from .literals import parse_value
+from .terminal import printable, printable_logs, say
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -23,18 +25,21 @@ def run_tool(main: Callable[[], None]) -> int:
 
     Returns:
         0, or 2 after an error the user can fix (of several processes the first prints it, or the
-        one that it concerns alone), or 130 after Ctrl-C.
+        one that it concerns alone), 1 after any other, or 130 after Ctrl-C.
     """
     try:
-        main()
+        with printable_logs():
+            main()
     except UserError as error:
         return _report(error)
     except ValueError as error:
         from backbones.checkpoints import CheckpointError  # it is a ValueError
 
         if not isinstance(error, CheckpointError):
-            raise
+            return _report_unexpected()
         return _report(error)
+    except Exception:
+        return _report_unexpected()
     except KeyboardInterrupt:
         if first_process():
             print('\ninterrupted; --resume continues a training from its last checkpoint')
@@ -44,9 +49,14 @@ def run_tool(main: Callable[[], None]) -> int:
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser that prints a tool's docstring as it stands."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that prints a wrong argument as `printable` makes it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +126,16 @@ class _UnsafeLoad(argparse.Action):
 
 def _report(error: Exception) -> int:
     if first_process() or isinstance(error, RankError):
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
     return 2
+
+
+def _report_unexpected() -> int:
+    """Print the traceback of the error being handled, as Python does."""
+    if sys.gettrace() is not None:  # a debugger wants the error itself
+        raise
+    say(traceback.format_exc().rstrip(), file=sys.stderr)
+    return 1
 
 
 def _config_file(path: str) -> str:

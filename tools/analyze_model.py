@@ -12,11 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import run_tool
+from poolformer_dense.cli import make_parser, run_tool
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add('target', metavar='CONFIG|PRESET', help='a config, or e.g. poolformer_s12')
     add('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'), help='(224 224)')
@@ -31,7 +32,7 @@ def main() -> None:
     # The toolboxes print while they are imported; standard output is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         analysis = analyze(args.target, args.size)
-    print(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
+    say(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
 
 
 if __name__ == '__main__':

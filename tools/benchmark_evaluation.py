@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import run_tool
+from poolformer_dense.cli import make_parser, run_tool
 
 EVALUATORS = ('CocoMetric', 'FasterCocoMetric')
 # The library's defaults, the size of COCO's val2017; to import it takes seconds.
@@ -20,7 +20,7 @@ IMAGES, DETECTIONS = 5000, 100
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add('--images', type=int, default=IMAGES, help='number of images')
     add('--detections', type=int, default=DETECTIONS, help='of an image')

@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config, run_tool
+from poolformer_dense.cli import add_config, make_parser, run_tool
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_config(parser)
     add('out', metavar='OUT', help='folder of the pictures')
@@ -31,7 +32,7 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     pictures = draw_samples(cfg, args.out, args.split, args.number, args.seed)
     count = sum(1 for _ in track(pictures, 'drawing', total=args.number))
-    print(f'{count} pictures in {args.out}')
+    say(f'{count} pictures in {args.out}')
 
 
 if __name__ == '__main__':

@@ -4,18 +4,17 @@
 Without them backend='auto' takes torch's own operators, which are slower.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import run_tool
+from poolformer_dense.cli import make_parser, run_tool
 from poolformer_dense.errors import UserError
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    make_parser(__doc__).parse_args()
     from backbones.ops.backends import library
 
     try:

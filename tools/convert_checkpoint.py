@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_unsafe_load, make_parser, run_tool
+from poolformer_dense.terminal import say
 
 # As backbones.checkpoints has them, which takes seconds to import.
 LAYOUT_NAMES = ('ours', 'official', 'mmpretrain', 'baselines', 'timm', 'hf')
@@ -68,9 +69,9 @@ def main() -> None:
     dropped = file.dropped + [
         theirs for theirs, ours in file.names.items() if ours in dropped_by(file.tensors, args.to)
     ]
-    print(f'{source} ({file.layout}) -> {args.dst} ({args.to}): {len(converted)} tensors')
+    say(f'{source} ({file.layout}) -> {args.dst} ({args.to}): {len(converted)} tensors')
     if dropped:
-        print(f'left out: {listed("tensors", dropped, most=12)}')
+        say(f'left out: {listed("tensors", dropped, most=12)}')
 
 
 if __name__ == '__main__':

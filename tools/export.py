@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_config, add_unsafe_load, make_parser, run_tool
 from poolformer_dense.errors import UserError
+from poolformer_dense.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +103,7 @@ def main() -> None:
     size = None if args.dynamic else tuple(args.size or usual_size(predictor))
     bfloat16 = args.dtype == 'bfloat16'
     graph, run = write_export(predictor, path, size, bfloat16, args.nms)
-    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+    say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
     def compare_with(model: nn.Module) -> Parity:
         images = read_resized(predictor, paths) if paths else drawn_scenes(size)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_config, add_unsafe_load, make_parser, run_tool
 from poolformer_dense.errors import UserError
+from poolformer_dense.terminal import printable, say
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def main() -> None:
     paths, nothing = find_media(args.inputs, leave_out=out)
     predictor = load_predictor(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
     for given, reason in nothing:
-        print(f'skipped {given}: {reason}', file=sys.stderr)
+        warn(f'skipped {given}: {reason}')
     start = time.monotonic()
     done, unreadable = infer_files(
         predictor,
@@ -64,16 +65,20 @@ def main() -> None:
         0.3 if args.score_thr is None else args.score_thr,
         args.batch,
         not args.no_pictures,
-        report=lambda line: print(line, file=sys.stderr),
+        report=warn,
     )
     seconds = time.monotonic() - start
     skipped = len(unreadable) + len(nothing)
-    print(
+    say(
         f'{done} results in {out} ({done / max(seconds, 1e-9):.1f} a second)'
         + (f'; {skipped} inputs skipped, named above' if skipped else '')
     )
     if skipped:
         sys.exit(1)
+
+
+def warn(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Draw the demo's data: shapes, in COCO's layout (ROOT/coco) and in ADE20K's (ROOT/ade)."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from poolformer_dense.cli import make_parser
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('root', nargs='?', default='data/shapes')
     parser.add_argument('--train', type=int, default=240, help='training images')
     parser.add_argument('--val', type=int, default=40, help='validation images')

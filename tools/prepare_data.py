@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import run_tool
+from poolformer_dense.cli import make_parser, run_tool
 from poolformer_dense.data.archives import DATASETS
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add('dataset', choices=DATASETS)
     add('--root', type=Path, default=Path('data'), help='the only place written to (data)')

@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import run_tool
+from poolformer_dense.cli import make_parser, run_tool
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='several are compared')
     add(
@@ -27,7 +28,7 @@ def main() -> None:
     args = parse_args()
     from poolformer_dense.report.page import write_report
 
-    print(write_report(args.work_dirs, args.out))
+    say(write_report(args.work_dirs, args.out))
 
 
 if __name__ == '__main__':

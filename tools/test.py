@@ -7,11 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config, add_run_arguments, run_tool
+from poolformer_dense.cli import add_config, add_run_arguments, make_parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_config(parser)
     add('checkpoint', help='checkpoint file or URL')

@@ -10,12 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config, add_run_arguments, run_tool
+from poolformer_dense.cli import add_config, add_run_arguments, make_parser, run_tool
 from poolformer_dense.errors import first_process
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_config(parser)
     add(
@@ -68,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
     with alone_in(cfg.work_dir) if first_process() else nullcontext():
         check_run(cfg, ['train', 'val'], args.unsafe_load)
         if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
-            print(f'warning: no checkpoint in {cfg.work_dir} to resume from; a new training begins')
+            say(f'warning: no checkpoint in {cfg.work_dir} to resume from; a new training begins')
         build_runner(cfg, args.unsafe_load).train()
 
 

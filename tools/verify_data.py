@@ -12,11 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config, run_tool
+from poolformer_dense.cli import add_config, make_parser, run_tool
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_config(parser)
     add(
@@ -41,7 +42,7 @@ def main() -> None:
         sources, unknown = named_sources(cfg)
         results, unread = audit(sources, fix=args.fix, progress=True)
     unread += unknown
-    print(format_audits(results, unread, args.examples))
+    say(format_audits(results, unread, args.examples))
     if unread or any(result.faults for result in results):
         sys.exit(1)
 

@@ -11,6 +11,7 @@ from typing import Literal
 from rich.filesize import decimal
 
 from ..errors import UserError
+from ..terminal import say
 from .archives import Archive, Dataset
 from .download import discard_part, download, md5_of
 from .inside import open_folder
@@ -71,7 +72,7 @@ def prepare(
             recorded_counts(archive, root) == count_files(archive, top)
             for archive, top in tops.items()
         ):
-            print(f'{dataset.name} is complete in {root}: nothing to do')
+            say(f'{dataset.name} is complete in {root}: nothing to do')
             return
         _check_room(pending, root, keep_archives)
         for archive, origin in pending.items():
@@ -93,7 +94,7 @@ def prepare(
             for archive, top in tops.items():
                 record_counts(archive, root, count_files(archive, top))
         _print_tree(dataset, root)
-        print(f'{dataset.name} is complete in {root}')
+        say(f'{dataset.name} is complete in {root}')
 
 
 def check_prepared(dataset: Dataset, root: Path, source: Path | None = None) -> None:
@@ -126,7 +127,7 @@ def check_prepared(dataset: Dataset, root: Path, source: Path | None = None) -> 
                 f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
                 'wrong; without --verify-only this command brings what is missing'
             )
-        print(f'{dataset.name} is complete in {root}')
+        say(f'{dataset.name} is complete in {root}')
 
 
 def _pending(
@@ -195,7 +196,7 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
         (_copy if copy else _link)(archive, Path(origin.place), root)
         return
     if origin.kind == 'network':
-        print(f'{archive.name}: downloading {decimal(archive.size)} from {origin.place}')
+        say(f'{archive.name}: downloading {decimal(archive.size)} from {origin.place}')
         with open_folder(root, downloads) as folder:
             download(str(origin.place), folder, archive.name, archive.md5, backoff)
         path = own
@@ -208,7 +209,7 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
                 'file. Download it again; if you packed it yourself, give --from the folder of '
                 'its contents'
             )
-    print(f'{archive.name}: unpacking {path} to {root / archive.folder}')
+    say(f'{archive.name}: unpacking {path} to {root / archive.folder}')
     unpack(path, archive.top, root, archive.into)
 
 
@@ -235,13 +236,13 @@ def _link(archive: Archive, place: Path, root: Path) -> None:
             f'{top} is there already and is not complete: delete it to link to {place}, or '
             'complete it from there with --copy'
         )
-    print(f'{top}: a link to {place.resolve()}')
+    say(f'{top}: a link to {place.resolve()}')
     with open_folder(root, archive.into) as folder:
         folder.link(archive.top, place.resolve())
 
 
 def _copy(archive: Archive, place: Path, root: Path) -> None:
-    print(f'{root / archive.folder}: copying {place}')
+    say(f'{root / archive.folder}: copying {place}')
     for files in archive.files:
         with open_folder(root, f'{archive.folder}/{files.folder}') as folder:
             copy_files(files, place, folder)
@@ -266,7 +267,7 @@ def _print_tree(dataset: Dataset, root: Path) -> None:
     for archive in dataset.archives:
         top = root / archive.folder
         for key, (count, size) in count_files(archive, top).items():
-            print(f'{top / key}: {count:,} files, {decimal(size)}')
+            say(f'{top / key}: {count:,} files, {decimal(size)}')
 
 
 def _listed(archives: Iterable[Archive]) -> str:

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..terminal import printable, printable_lines
 from .parts import Chart, Table, number
 
 # What is drawn in these colours gets the page's variables in their place.
@@ -186,7 +187,7 @@ def _svg(
         figure.savefig(
             buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None}
         )
-    text = buffer.getvalue()
+    title, text = printable(title), printable_lines(buffer.getvalue())
     text = text[text.index('<svg') :]
     text = re.sub(r'<(metadata|style)\b.*?</\1>', '', text, flags=re.DOTALL)
     # Identifiers are of one figure; a page has several.

@@ -6,10 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from ..files import replacing
+from ..terminal import printable_lines
 from . import sections
 from .parts import Section
 from .predicted import Predictions, compare_classes
@@ -44,6 +46,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     text = environment.get_template('page.html.j2').render(
         title=title, sections=content, made=time.strftime('%Y-%m-%d %H:%M')
@@ -52,6 +55,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     with replacing(out) as file:
         file.write(text.encode())
     return out
+
+
+def _shown(value: Any) -> Any:
+    return printable_lines(value) if type(value) is str else value
 
 
 def _report(run: Run, out: Path) -> list[Section]:

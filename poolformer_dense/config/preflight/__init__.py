@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ...errors import UserError
+from ...terminal import printable
 from .classes import check_classes
 from .contents import check_annotations
 from .evaluation import check_evaluators
@@ -54,4 +55,4 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
         for finding in check(plan):
             if finding.level >= logging.ERROR:
                 raise UserError(finding.text)
-            print_log(finding.text, 'current', finding.level)
+            print_log(printable(finding.text), 'current', finding.level)
