@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -96,6 +97,9 @@ class MetaFormer(BaseModule):
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads weights,
             strictly, in any layout that ``backbones/checkpoints`` knows.
 
+    Attributes:
+        out_channels: Channels of each output, as a neck's ``in_channels`` needs them.
+
     Raises:
         ValueError: An argument is outside what is named above.
     """
@@ -136,6 +140,7 @@ class MetaFormer(BaseModule):
         changes = {name: value for name, value in changes.items() if value is not None}
         self.arch = replace(resolve_arch(arch, self.presets), **changes)
         self.out_indices = _checked_out_indices(out_indices)
+        self.out_channels = tuple(self.arch.dims[i] for i in self.out_indices)
         num_stages = self.out_indices[-1] + 1
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
@@ -285,42 +290,50 @@ def _build(registry: Registry, spec: Spec, *arguments: Any) -> nn.Module:
 MODELS.register_module(module=MetaFormer)
 
 
-@MODELS.register_module()
+def _register_family(family: type[MetaFormer]) -> type[MetaFormer]:
+    """Register a family, and let its documentation tell the arguments, which all share."""
+    about, shared = family.__doc__, inspect.getdoc(MetaFormer)
+    if about and shared:  # python -OO has neither
+        family.__doc__ = f'{about}\n\n{shared[shared.index("Args:") :]}\n'
+    return cast(type[MetaFormer], MODELS.register_module(module=family))
+
+
+@_register_family
 class PoolFormer(MetaFormer):
     """Average pooling (arXiv 2111.11418): s12, s24, s36, m36, m48."""
 
     presets = FAMILIES['poolformer']
 
 
-@MODELS.register_module()
+@_register_family
 class PoolFormerV2(MetaFormer):
     """Average pooling in the improved framework (arXiv 2210.13452): s12, s24, s36, m36, m48."""
 
     presets = FAMILIES['poolformerv2']
 
 
-@MODELS.register_module()
+@_register_family
 class IdentityFormer(MetaFormer):
     """No token mixing (arXiv 2210.13452): s12, s24, s36, m36, m48."""
 
     presets = FAMILIES['identityformer']
 
 
-@MODELS.register_module()
+@_register_family
 class RandFormer(MetaFormer):
     """Frozen random mixing in stages 3 and 4, at 224x224 (arXiv 2210.13452): s12 to m48."""
 
     presets = FAMILIES['randformer']
 
 
-@MODELS.register_module()
+@_register_family
 class ConvFormer(MetaFormer):
     """Inverted separable convolutions (arXiv 2210.13452): s18, s36, m36, b36."""
 
     presets = FAMILIES['convformer']
 
 
-@MODELS.register_module()
+@_register_family
 class CAFormer(MetaFormer):
     """Separable convolutions, then attention (arXiv 2210.13452): s18, s36, m36, b36."""
 

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         '--out',
         type=Path,
         metavar='FILE',
-        help='the page; by default WORK_DIR/report.html, of several comparison.html here',
+        help='the page; by default WORK_DIR/report.html, of several comparison.html beside them',
     )
     return parser.parse_args()
 

@@ -79,7 +79,8 @@ def chart(
         lines: The lines; those that are ``faint`` have no entry in the legend.
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
-        shares: Whether both axes show shares; else horizontal places are whole numbers.
+        shares: Whether both axes go from 0 to 100 percent; else horizontal places are whole
+            numbers.
         table: By default the figures at 20 places at most.
     """
     lines = [line for line in lines if len(line.x)]
@@ -108,7 +109,7 @@ def chart(
         axes.set_ylabel(y_label)
         axes.grid(True)
         if shares:
-            axes.set_ylim(0, 1.02)
+            axes.set_ylim(0, 102)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         if len(named) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     Args:
         folders: Work directories.
         out: The file; by default ``report.html`` in the work directory, or ``comparison.html``
-            in the current folder.
+            in the folder that holds them all.
 
     Returns:
         The file's path.
@@ -37,7 +38,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         out = out or folders[0] / 'report.html'
         title, content = f'Training report: {runs[0].name}', _report(runs[0], out)
     else:
-        out = out or Path('comparison.html')
+        out = out or _common_folder(folders) / 'comparison.html'
         _name_apart(runs)
         title, content = f'Comparison of {len(runs)} trainings', _comparison(runs, out)
     environment = jinja2.Environment(
@@ -55,6 +56,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     with replacing(out) as file:
         file.write(text.encode())
     return out
+
+
+def _common_folder(folders: Sequence[Path]) -> Path:
+    """Return the folder beside whose folders these are, or the current one if they share none."""
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
+    relative = os.path.relpath(common)
+    if common == os.path.abspath(os.sep):
+        return Path()
+    return Path(common if relative.startswith(os.pardir) else relative)
 
 
 def _shown(value: Any) -> Any:

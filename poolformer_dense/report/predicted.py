@@ -167,23 +167,25 @@ def compare_classes(runs: Sequence[Run]) -> list[Part]:
 
 
 def _curves(kind: str, scores: Detections) -> list[Part]:
-    title, recalls, curves = f'{_KINDS[kind]} precision', scores.recalls, scores.precision[0]
+    title = f'{_KINDS[kind]} precision'
+    recalls, curves = 100 * scores.recalls, 100 * scores.precision
     means = [
-        Series(label, recalls, _mean(scores.precision[chosen].mean(0)))
+        Series(label, recalls, _mean(curves[chosen].mean(0)))
         for label, chosen in (
             ('IoU 0.5', slice(0, 1)), ('IoU 0.75', slice(5, 6)), ('IoU 0.5 to 0.95', slice(0, 10)),
         )
     ]  # fmt: skip
+    curves = curves[0]
     many = len(scores.classes) > 8
     single = [Series(c, recalls, curves[:, i], faint=many) for i, c in enumerate(scores.classes)]
     table = None
     if many:  # a table of as many columns would not be read
         single.append(Series('mean of the classes', recalls, _mean(curves)))
-        header = ['class', *(f'recall {r:.1f}' for r in recalls[::20])]
+        header = ['class', *(f'recall {r:.0f} %' for r in recalls[::20])]
         rows: list[Row] = [[c, *map(number, curves[::20, i])] for i, c in enumerate(scores.classes)]
         table = Table(f'{title} by class: figures', header, rows, folded=True)
 
-    axes: tuple[str, str] = 'recall', 'precision'
+    axes: tuple[str, str] = 'recall in percent', 'precision in percent'
     return [
         chart(f'{title}, mean of the classes', means, *axes, shares=True),
         chart(f'{title} by class at IoU 0.5', single, *axes, shares=True, table=table),

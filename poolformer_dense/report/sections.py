@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,8 +41,8 @@ def summary(run: Run) -> list[Part]:
     if best:
         name, last = run.metrics[0], run.val[-1]
         tiles += [
-            (f'Best {name}', number(best[name]), f'{run.unit} {best["step"]}'),
-            (f'Last {name}', number(last.get(name)), f'{run.unit} {last["step"]}'),
+            (f'Best {name}', _figure(run, best), f'{run.unit} {best["step"]}'),
+            (f'Last {name}', _figure(run, last), f'{run.unit} {last["step"]}'),
         ]
     steps, loss = run.series('loss')
     if loss:
@@ -88,9 +88,9 @@ def compare_summaries(runs: Sequence[Run], out: Path) -> list[Part]:
             [
                 _link(page, out, run.name) if page.is_file() else run.name,
                 name,
-                number(best[name]) if best else NONE,
+                _figure(run, best) if best else NONE,
                 f'{run.unit} {best["step"]}' if best else NONE,
-                number(run.val[-1].get(name)) if run.val else NONE,
+                _figure(run, run.val[-1]) if run.val else NONE,
                 number(loss[-1]) if loss else NONE,
                 _typical_speed(run),
                 duration(run.seconds),
@@ -130,7 +130,8 @@ def accuracy(runs: Sequence[Run]) -> list[Part]:
         charts = []
         for name in dict.fromkeys(run.metrics[0] for run in measured):
             units = dict.fromkeys(run.unit for run in measured if name in run.metrics)
-            charts += [chart(name, _lines(measured, name, 'val'), ' or '.join(units), name)]
+            label = f'{name} in percent' if measured[0].in_percent(name) else name
+            charts += [chart(name, _lines(measured, name, 'val'), ' or '.join(units), label)]
         return [*charts]
     # Figures of boxes, of masks and of the rest, each in their own chart.
     groups: dict[str, list[str]] = {}
@@ -144,7 +145,8 @@ def accuracy(runs: Sequence[Run]) -> list[Part]:
     charts = []
     for prefix, names in groups.items():
         lines = [line for name in names[:8] for line in _lines(runs, name, 'val')]
-        charts += [chart(f'Validation: {prefix or "figures"}', lines, runs[0].unit, 'value')]
+        label = 'percent' if all(map(runs[0].in_percent, names[:8])) else 'value'
+        charts += [chart(f'Validation: {prefix or "figures"}', lines, runs[0].unit, label)]
     return [*charts, *_classwise(runs[0], single)]
 
 
@@ -172,7 +174,7 @@ def _classwise(run: Run, names: Sequence[str]) -> list[Part]:
                 for line in lines
             ]
             table = Table(f'{title}: figures', ['class', 'best', 'last'], rows, folded=True)
-        charts.append(chart(title, lines, run.unit, 'AP', table=table))
+        charts.append(chart(title, lines, run.unit, 'AP in percent', table=table))
     return charts
 
 
@@ -256,6 +258,13 @@ def compare_environments(runs: Sequence[Run]) -> list[Part]:
 def _typical_speed(run: Run) -> str:
     finite = [value for value in run.images_per_second()[1] if math.isfinite(value)]
     return number(statistics.median(finite) if finite else None, 3)
+
+
+def _figure(run: Run, record: Mapping[str, Any]) -> str:
+    """Return the text of a record's main figure, with its unit."""
+    name = run.metrics[0] if run.metrics else ''
+    text = number(record.get(name))
+    return f'{text} %' if text != NONE and run.in_percent(name) else text
 
 
 def _lines(runs: Sequence[Run], name: str, split: str = 'train') -> list[Series]:

@@ -19,6 +19,9 @@ from .validation import SUMMARY
 Record = dict[str, Any]
 # The figures by which a run is judged, the first that there is.
 _MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'pascal_voc/mAP', 'mIoU')
+# Figures that mmdet counts from 0 to 1, and those that are in percent as they are logged.
+_SHARE = re.compile(r'(^|[/_])m?A[PR]($|[_@\d])|_precision$')
+_PERCENT = re.compile(r'(^|[/_])[am]?(IoU|Acc|Dice|Fscore|Precision|Recall)$')
 _HEADING = re.compile(r'^(System|Runtime) environment:$')
 _ENTRY = re.compile(r'^ {4}(\S.*?): (.*)$')
 
@@ -34,7 +37,8 @@ class Run:
         config_text: Its file.
         environment: What mmengine says of the machine, by name.
         train: Records of training, ascending by ``step``, the iteration.
-        val: Records of validation, ascending by ``step``: epoch or iteration, see `unit`.
+        val: Records of validation, ascending by ``step``: epoch or iteration, see `unit`. AP and
+            what is measured like it are in percent.
         sessions: Names of the folders that the records are from.
         validation: What the last validation left, None if there is nothing.
         remarks: What is wrong with the folder's files.
@@ -71,6 +75,10 @@ class Run:
         names = [n for n in told if n not in ('step', 'time', 'data_time', 'epoch', 'iter')]
         main = [name for name in _MAIN_METRICS if name in names][:1]
         return main + [name for name in names if name not in main]
+
+    def in_percent(self, name: str) -> bool:
+        """Whether a figure of the validation is a percentage."""
+        return bool(_SHARE.search(name) or _PERCENT.search(name))
 
     @property
     def batch(self) -> int | None:
@@ -133,6 +141,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f'{folder} holds no log of a training: is it a work directory?')
     for session in sessions:
         _append_session(run, session)
+    _count_in_percent(run.val)
     used = [folder / name for name in run.sessions] or sessions or [path.parent for path in logs]
     _read_config(run, used[-1] / 'vis_data' / 'config.py')
     for log in sorted(used[-1].glob('*.log'))[:1]:
@@ -170,6 +179,15 @@ def _append_session(run: Run, session: Path) -> None:
         run.sessions.append(session.name)
     run.train += [train[step] for step in sorted(train)]
     run.val += [val[step] for step in sorted(val)]
+
+
+def _count_in_percent(records: list[Record]) -> None:
+    for name in {name for record in records for name in record if _SHARE.search(name)}:
+        found = [r for r in records if isinstance(r.get(name), (int, float))]
+        # An evaluator of somebody else's may have done so; -1 says that there is nothing to find.
+        if max((r[name] for r in found if math.isfinite(r[name])), default=0) <= 1:
+            for record in found:
+                record[name] = record[name] if record[name] == -1 else 100 * record[name]
 
 
 def _read_config(run: Run, path: Path) -> None:

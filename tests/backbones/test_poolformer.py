@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from backbones import PoolFormer
+from backbones import CAFormer, MetaFormer, PoolFormer
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), layer_scale_init=0.1)
 
@@ -196,6 +197,22 @@ def test_builds_in_each_toolbox(scope):
         model = registry.build(dict(type='PoolFormer', arch='s12', out_indices=(0, 1, 2, 3)))
     assert type(model) is PoolFormer
     assert MODELS.get('PoolFormer') is PoolFormer
+
+
+@pytest.mark.parametrize('family', [MetaFormer, PoolFormer, CAFormer])
+def test_every_argument_of_a_family_is_documented(family):
+    arguments = inspect.signature(family).parameters
+    assert len(arguments) > 10
+    for name in arguments:
+        assert f'\n    {name}: ' in inspect.getdoc(family), name
+    assert 'arXiv' in PoolFormer.__doc__
+
+
+@pytest.mark.parametrize('indices', [(0, 1, 2, 3), (1, 3)])
+def test_widths_of_outputs_are_an_attribute(indices):
+    model = PoolFormer(TINY, out_indices=indices)
+    outputs = model(torch.zeros(1, 3, 32, 32))
+    assert model.out_channels == tuple(x.shape[1] for x in outputs)
 
 
 def test_neither_toolbox_is_imported():

@@ -29,6 +29,7 @@ from poolformer_dense.report.scores import Detections
 from poolformer_dense.report.sections import accuracy
 from poolformer_dense.report.validation import choose, intersection_over_union
 from poolformer_dense.report.workdir import read_run
+from poolformer_dense.terminal import printable
 from tests.poolformer_dense.report.report_runs import (
     Images,
     make_runner,
@@ -73,8 +74,8 @@ def test_a_resumed_training_counts_from_where_it_resumed(tmp_path):
     write_session(tmp_path, [train_record(30, loss=7.0), val_record(4, 0.2)], '20260102_000000')
     run = read_run(tmp_path)
     assert run.series('loss') == ([10, 20, 30], [0.1, 0.05, 7.0])
-    assert run.series('coco/bbox_mAP', 'val') == ([2, 4], [0.1, 0.2])
-    assert run.best()['coco/bbox_mAP'] == 0.2
+    assert run.series('coco/bbox_mAP', 'val') == ([2, 4], [10, 20])
+    assert run.best()['coco/bbox_mAP'] == 20
     assert run.sessions == ['20260101_000000', '20260102_000000']
 
 
@@ -246,6 +247,55 @@ def test_the_page_has_everything_and_needs_nothing(tmp_path, write):
     assert len(page) < 5_000_000
 
 
+def test_names_that_steer_are_escapes_on_the_page(tmp_path):
+    write_session(tmp_path / 'a\x1b[31m', [train_record(10), val_record(1, 0.25)])
+    write_detections(tmp_path / 'a\x1b[31m', ['x\x1b[2J', 'left\u202eright', 'a\x07b'])
+    page = _page(tmp_path / 'a\x1b[31m')
+    assert r'x\x1b[2J' in page
+    assert not [c for c in page if c != '\n' and printable(c) != c]
+
+
+def test_ap_is_in_percent_everywhere(tmp_path):
+    write_session(tmp_path, [train_record(10), val_record(1, 0.125), val_record(2, 0.0815)])
+    write_detections(tmp_path, ['a', 'b'])
+    page = _page(tmp_path)
+    summary = _section(page, 'summary')
+    assert '<dt>Best coco/bbox_mAP</dt><dd class="value">12.5 %</dd>' in summary
+    assert '<dt>Last coco/bbox_mAP</dt><dd class="value">8.15 %</dd>' in summary
+    accuracy = _section(page, 'accuracy')
+    assert '>percent</text>' in accuracy
+    assert 'from 12.5 to 8.15' in accuracy
+    assert '<td class="number">12.5</td>' in accuracy
+    curves = _section(page, 'precision-recall')
+    assert '>precision in percent</text>' in curves
+    assert '<th scope="row">100</th>' in curves
+    scores = re.findall(r'<figcaption>[^<]*: ([\d.]+ %)</figcaption>', _section(page, 'gallery'))
+    assert scores
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'shown', 'percent'),
+    [
+        ('coco/bbox_mAP_50', 0.5, 50, True),
+        ('coco/segm_mAP', 0.5, 50, True),
+        ('coco/AR@100', 0.5, 50, True),
+        ('coco/person_precision', 0.5, 50, True),
+        ('pascal_voc/AP50', 0.5, 50, True),
+        ('pascal_voc/mAP', 35.5, 35.5, True),  # somebody has it in percent
+        ('coco/bbox_mAP_s', -1, -1, True),
+        ('mIoU', 0.7, 0.7, True),
+        ('aAcc', 71.5, 71.5, True),
+        ('mAPE', 0.5, 0.5, False),
+        ('loss', 0.5, 0.5, False),
+    ],
+)
+def test_units_of_figures(tmp_path, name, value, shown, percent):
+    write_session(tmp_path, [train_record(10), {name: value, 'step': 1}])
+    run = read_run(tmp_path)
+    assert run.val[0][name] == shown
+    assert run.in_percent(name) == percent
+
+
 def test_names_are_shown_and_not_run(tmp_path):
     write_detections(_simple_run(tmp_path), TRICKY)
     page = _page(tmp_path)
@@ -367,6 +417,17 @@ def test_a_comparison_tells_what_differs(tmp_path, monkeypatch):
     assert 'href="one/report.html"' in _section(page, 'summary')
     assert 'two: What the validation predicted was not kept' in _section(page, 'classes')
     assert _section(page, 'losses').count('>one</text>') == 2
+
+
+def test_a_comparison_lies_beside_the_work_directories(tmp_path, monkeypatch):
+    (tmp_path / 'elsewhere').mkdir()
+    for name in ('runs/a', 'runs/more/b'):
+        write_session(tmp_path / name, [train_record(10)])
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    path = write_report([Path('../runs/a'), tmp_path / 'runs/more/b'])
+    assert path == tmp_path / 'runs/comparison.html'
+    monkeypatch.chdir(tmp_path)
+    assert write_report([Path('runs/a'), Path('runs/a')]) == Path('runs/comparison.html')
 
 
 def test_compared_folders_of_the_same_name_are_told_apart(tmp_path):
