@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import make_parser, run_tool
+from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,20 +51,20 @@ def main() -> None:
         builders = convert_yolo(args.source, True)
     problems = [problem for builder in builders.values() for problem in builder.problems]
     for problem in problems[: args.examples or None]:
-        print(problem, file=sys.stderr)
+        say(problem, file=sys.stderr)
     if args.examples and len(problems) > args.examples:
-        print(f'... {len(problems) - args.examples} more; --examples 0: all', file=sys.stderr)
+        say(f'... {len(problems) - args.examples} more; --examples 0: all', file=sys.stderr)
     paths = write_splits(builders, args.out, args.drop)
     for path, builder in zip(paths, builders.values(), strict=True):
-        print(f'{path}: {builder.summary()}')
+        say(f'{path}: {builder.summary()}')
         for note, count in builder.notes.items():
-            print(f'  {count} {note}')
+            say(f'  {count} {note}')
     if problems:
-        print(f'left out: {len(problems)}')
+        say(f'left out: {len(problems)}')
     builder = next(iter(builders.values()))
     root = Path(os.path.relpath(builder.root))
     ann_file = Path(os.path.relpath(paths[0], builder.root)).as_posix()
-    print(
+    say(
         f"For the config: data_root = '{root.as_posix()}/', data_prefix = dict(img=''),\n"
         f"ann_file = '{ann_file}', classes = {tuple(builder.categories.values())}"
     )
