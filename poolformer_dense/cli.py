@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .console import ToolConsole, current_console
 from .errors import RankError, UserError, first_process, told_launcher
 from .literals import parse_value
 from .terminal import printable, printable_logs, say
@@ -27,6 +28,11 @@ def run_tool(main: Callable[[], None]) -> int:
         0, or 2 after an error the user can fix (of several processes the first prints it, or the
         one that it concerns alone), 1 after any other, or 130 after Ctrl-C.
     """
+    with ToolConsole():
+        return _run(main)
+
+
+def _run(main: Callable[[], None]) -> int:
     try:
         with printable_logs():
             main()
@@ -73,6 +79,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         """between commas are a list, except in a path or in quotes of its own, "key='a,b'"; """
         'data_root=PATH moves every path of the data',
     )
+    parser.add_argument(
+        '-v',
+        '--verbose',
+        action=_Verbose,
+        nargs=0,
+        help="show on the console all that mmengine and the toolboxes print, log and warn of; it's "
+        'in the log file of a run anyway',
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +106,18 @@ def add_unsafe_load(parser: argparse.ArgumentParser) -> None:
         help='run the code that a checkpoint holds instead of refusing it: only for files of '
         'people whom you trust with this account',
     )
+
+
+class _Verbose(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if (console := current_console()) is not None:
+            console.close()
 
 
 class _Overrides(argparse.Action):

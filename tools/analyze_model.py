@@ -5,7 +5,6 @@ The counts are of the backbone with its output norms; published ones are of Imag
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import make_parser, run_tool
+from poolformer_dense.console import on_stderr
 from poolformer_dense.terminal import say
 
 
@@ -29,8 +29,7 @@ def main() -> None:
     args = parse_args()
     from poolformer_dense.measure.analysis import analyze, format_analysis
 
-    # The toolboxes print while they are imported; standard output is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr):
+    with on_stderr():
         analysis = analyze(args.target, args.size)
     say(json.dumps(analysis.as_dict(), indent=2) if args.json else format_analysis(analysis))
 

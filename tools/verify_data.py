@@ -6,13 +6,13 @@ paths are wrong.
 """
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_config, make_parser, run_tool
+from poolformer_dense.console import on_stderr
 from poolformer_dense.terminal import say
 
 
@@ -36,8 +36,7 @@ def main() -> None:
     from poolformer_dense.config.load import load_config
     from poolformer_dense.data.audit import audit, format_audits
 
-    # The toolboxes print while they are imported; standard output is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr):
+    with on_stderr():
         cfg = load_config(args.config, args.cfg_options)
         sources, unknown = named_sources(cfg)
         results, unread = audit(sources, fix=args.fix, progress=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from backbones.checkpoints import localise
 
+from ..console import adopt_logger
 from ..errors import UserError
 from .config_file import read_config
 from .misspelled import check_spelling
@@ -49,6 +50,7 @@ def load_config(
         UserError: There is no such config, it can't be read, what it imports is not there, a name
             in it is misspelled, or an override is wrong.
     """
+    adopt_logger(MMLogger.get_current_instance())
     cfg = read_config(path)
     if changes := modernize(cfg):
         message = f'{path} is of an earlier version: {", ".join(changes)}'

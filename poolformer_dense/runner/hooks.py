@@ -13,9 +13,11 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.registry import HOOKS
+from torch.utils.data import DataLoader
 
 from backbones import MetaFormer
 
+from ..config.walk import nodes_of_type
 from ..errors import UserError
 from .state import bare_model
 
@@ -73,6 +75,49 @@ class BatchReportHook(Hook):
                 f'The LR is for batch {base}, the batch is {batch}: --auto-scale-lr would make it '
                 f'{scaled}'
             )
+
+
+@HOOKS.register_module()
+class StartReportHook(Hook):
+    """Says what a run starts from, the data and the model, and where its results go."""
+
+    priority = 'ABOVE_NORMAL'
+
+    def before_train(self, runner) -> None:
+        loaders = dict(train=runner.train_dataloader)
+        if runner.val_loop is not None:
+            loaders['validation'] = runner.val_dataloader
+        self._say(runner, loaders)
+        named = any(True for _ in nodes_of_type(runner.cfg.get('model') or {}, 'Pretrained'))
+        if not named and runner.loaded_from is None:
+            runner.logger.info('Weights: from scratch; neither init_cfg nor load_from names any')
+
+    def before_test(self, runner) -> None:
+        self._say(runner, dict(test=runner.test_dataloader))
+
+    @staticmethod
+    def _say(runner, loaders: dict[str, DataLoader]) -> None:
+        data = ', '.join(f'{name} {_described(loader)}' for name, loader in loaders.items())
+        runner.logger.info(f'Data: {data}')
+        model = bare_model(runner)
+        parts = [type(model).__name__]
+        parts += [type(model.backbone).__name__] if hasattr(model, 'backbone') else []
+        millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+        runner.logger.info(f'Model: {" with ".join(parts)}, {millions:.1f} M parameters')
+        log = runner.logger.log_file or runner.log_dir
+        runner.logger.info(f'Results: {runner.work_dir} (log: {log})')
+
+
+def _described(loader: DataLoader) -> str:
+    """Return the number of images and the folders that they are in."""
+    found: list[Any] = [loader.dataset]
+    number, roots = len(found[0]), dict[str, None]()
+    while found:
+        dataset = found.pop(0)
+        found += getattr(dataset, 'datasets', None) or filter(None, [vars(dataset).get('dataset')])
+        if root := getattr(dataset, 'data_root', None):
+            roots[root.rstrip('/')] = None
+    return f'{number} images' + (f' in {", ".join(roots)}' if roots else '')
 
 
 @HOOKS.register_module()

@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATASETS, LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
@@ -46,13 +47,15 @@ from backbones.checkpoints import (
 
 from ..config.datasets import checkpoint_classes
 from ..config.walk import nodes_of_type
+from ..console import ASIDE, adopt_logger, current_console
 from ..data.faults import first_names
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
 from ..files import save_sealed
 from .changed_config import Difference, compare_with_checkpoint, use_what_is_restored
+from .display import LiveLineHook
 from .folder_lock import alone_in
-from .hooks import BatchReportHook, EmptyResultHook, batch_factors
+from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_factors
 from .launch import join_processes
 from .loops import EVALUATING, EXACT, ExactResume
 from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
@@ -78,6 +81,7 @@ _ALWAYS: dict[str, type[Hook]] = dict(
     numerical_guard=NumericalGuardHook,
     dirty_data=DirtyDataHook,
     preemption=PreemptionHook,
+    start_report=StartReportHook,
     batch_report=BatchReportHook,
     empty_result=EmptyResultHook,
 )
@@ -395,6 +399,12 @@ class DenseRunner(Runner):
         join_processes(self.launcher)
         super().setup_env(env_cfg)
 
+    def build_logger(
+        self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any
+    ) -> MMLogger:
+        """Build the logger; what it shows on the console of a tool of ours, `ToolConsole` says."""
+        return adopt_logger(super().build_logger(log_level, log_file, **kwargs))
+
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
         """Build this run's visualizer; by its name in the config it would be an earlier run's."""
         if isinstance(visualizer, dict):
@@ -427,6 +437,9 @@ class DenseRunner(Runner):
         for name, kind in _ALWAYS.items():
             if name not in unwanted and not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
+        console = current_console()
+        if console is not None and console.terminal and is_main_process():
+            self.register_hook(LiveLineHook(console))
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         """Register a hook; of those that lose something in a stopped run, our subclass."""
@@ -458,7 +471,9 @@ class DenseRunner(Runner):
             if kind in EXACT:
                 loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
                 loop['type'] = EXACT[kind]
-                self.logger.info(f'{kind.__name__}: {EXACT[kind].__name__} takes its place.')
+                self.logger.info(
+                    f'{kind.__name__}: {EXACT[kind].__name__} takes its place.', extra=ASIDE
+                )
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
@@ -476,7 +491,9 @@ class DenseRunner(Runner):
             kind = optim_wrapper.get('type', 'OptimWrapper')
             kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
             optim_wrapper = {**optim_wrapper, 'type': guarded(kind)}
-            self.logger.info(f'{kind.__name__}: its steps are guarded by NumericalGuardHook.')
+            self.logger.info(
+                f'{kind.__name__}: its steps are guarded by NumericalGuardHook.', extra=ASIDE
+            )
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(built, GuardedOptimWrapper):
             built.guard = guard
@@ -506,16 +523,21 @@ class DenseRunner(Runner):
             UserError: Another process trains in the work directory, or a worker died or is stuck.
         """
         alone = alone_in(self.work_dir) if is_main_process() else nullcontext()
-        with alone, run_process(self.unsafe_load, training=True), clear_errors():
+        process = run_process(self.unsafe_load, training=True)
+        with alone, process, self._live_line(), clear_errors():
             return super().train()
 
     def val(self) -> dict:
-        with run_process(self.unsafe_load):
+        with run_process(self.unsafe_load), self._live_line():
             return super().val()
 
     def test(self) -> dict:
-        with run_process(self.unsafe_load):
+        with run_process(self.unsafe_load), self._live_line():
             return super().test()
+
+    def _live_line(self) -> AbstractContextManager[None]:
+        lines = [hook for hook in self.hooks if isinstance(hook, LiveLineHook)]
+        return lines[0] if lines else nullcontext()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         if fn_name == 'after_val_epoch':

@@ -7,6 +7,7 @@ import logging
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook, LoggerHook
 from mmengine.registry import HOOKS
 
+from ..console import ASIDE
 from .checkpoint_hook import AtomicCheckpointHook
 from .hooks import ResumableEarlyStoppingHook, SteadyLoggerHook
 from .numerical_guard import GuardedEMAHook
@@ -46,7 +47,7 @@ def substitute(hook: Hook | dict, logger: logging.Logger) -> Hook | dict:
         )
         return hook
     if kind is theirs:
-        logger.info(f'{kind.__name__}: {ours.__name__} takes its place.')
+        logger.info(f'{kind.__name__}: {ours.__name__} takes its place.', extra=ASIDE)
         return {**hook, 'type': ours}
     logger.info(f'{kind.__name__}: it is combined with {ours.__name__}.')
     bases = (ours, kind) if theirs in _AROUND else (kind, ours)
