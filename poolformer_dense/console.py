@@ -144,6 +144,7 @@ class ToolConsole:
         if self.terminal:
             handler.setFormatter(_Plain())
         if not first_process():
+            self._undo.callback(handler.setLevel, handler.level)
             handler.setLevel(logging.ERROR)
 
     @contextmanager

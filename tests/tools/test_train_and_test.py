@@ -47,6 +47,42 @@ def test_training_writes_a_checkpoint_and_evaluates(trained_retinanet):
     assert sum(v.numel() for v in state.values()) == 21_653_044 - 77 * classifier
 
 
+def _log_of(folder: Path) -> str:
+    [log] = folder.glob('*/*.log')
+    return log.read_text()
+
+
+REMARKS = (
+    'Could not import OneDL', 'System environment', 'auto_scale_lr = dict(', 'after_train_iter:',
+    'FileClient', 'HardDiskBackend', 'index created', 'takes its place', 'Distributed training',
+)  # fmt: skip
+
+
+def test_a_training_shows_what_is_the_users_to_know(shapes, trained_retinanet):
+    checkpoint, done = trained_retinanet
+    lines = done.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if 'Epoch(train) [1][1/2]' in line)
+    assert first <= 25
+    start = '\n'.join(lines[:first])
+    assert f'Data: train 8 images in {shapes}/coco, validation 4 images' in start
+    for said in ('Weights: from scratch', 'Batch: 1 ', f'Results: {checkpoint.parent} (log: '):
+        assert said in start
+    log = _log_of(checkpoint.parent)
+    assert [remark for remark in REMARKS if remark in done.stdout + done.stderr] == []
+    assert [remark for remark in REMARKS if remark not in log] == []
+
+
+def test_lines_of_steps_and_metrics_are_those_of_mmengine(trained_retinanet):
+    checkpoint, done = trained_retinanet
+    start = r'^[\d/]+ [\d:]+ - mmengine - INFO - '
+    step = (
+        r'Epoch\(train\) \[2\]\[2/2\]  lr: \S+  eta: 0:00:00  time: \S+  data_time: .*  loss: \S+ '
+    )
+    for text in (done.stdout, _log_of(checkpoint.parent)):
+        assert re.search(start + step, text, re.MULTILINE)
+        assert re.search(rf'{start}Epoch\(val\) \[2\]\[4/4\]  +', text, re.MULTILINE)
+
+
 @pytest.fixture(scope='module')
 def evaluated_retinanet(run_fresh, root, shapes, trained_retinanet, tmp_path_factory):
     """The folder of its evaluation by one process, and what that printed."""
@@ -64,6 +100,8 @@ def evaluated_retinanet(run_fresh, root, shapes, trained_retinanet, tmp_path_fac
 
 def test_evaluation_prints_the_table_and_writes_pictures(shapes, evaluated_retinanet):
     folder, done = evaluated_retinanet
+    assert [remark for remark in REMARKS if remark in done.stdout + done.stderr] == []
+    assert len(done.stdout.splitlines()) < 40
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in done.stdout
     names = sorted(path.name for path in (folder / 'pictures').iterdir())
     assert names == sorted(path.name for path in (shapes / 'coco/val2017').iterdir())
