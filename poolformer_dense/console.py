@@ -169,7 +169,8 @@ class ToolConsole:
 
     def keep(self, text: str, level: int = logging.INFO) -> None:
         """Write a text to the log file alone."""
-        self._write(logging.LogRecord('mmengine', level, '', 0, text, None, None))
+        create = logging.getLogRecordFactory()
+        self._write(create('mmengine', level, '', 0, text, None, None))
 
     def _write(self, record: logging.LogRecord) -> None:
         if not self._files:

@@ -88,9 +88,6 @@ class StartReportHook(Hook):
         if runner.val_loop is not None:
             loaders['validation'] = runner.val_dataloader
         self._say(runner, loaders)
-        named = any(True for _ in nodes_of_type(runner.cfg.get('model') or {}, 'Pretrained'))
-        if not named and runner.loaded_from is None:
-            runner.logger.info('Weights: from scratch; neither init_cfg nor load_from names any')
 
     def before_test(self, runner) -> None:
         self._say(runner, dict(test=runner.test_dataloader))
@@ -104,20 +101,26 @@ class StartReportHook(Hook):
         parts += [type(model.backbone).__name__] if hasattr(model, 'backbone') else []
         millions = sum(weight.numel() for weight in model.parameters()) / 1e6
         runner.logger.info(f'Model: {" with ".join(parts)}, {millions:.1f} M parameters')
+        # Weights that are loaded are told of where they are.
+        named = any(True for _ in nodes_of_type(runner.cfg.get('model') or {}, 'Pretrained'))
+        if not named and runner.loaded_from is None:
+            runner.logger.info('Weights: from scratch; neither init_cfg nor load_from names any')
         log = runner.logger.log_file or runner.log_dir
         runner.logger.info(f'Results: {runner.work_dir} (log: {log})')
 
 
 def _described(loader: DataLoader) -> str:
-    """Return the number of images and the folders that they are in."""
+    """Return the number of images, if the data set knows it, and the folders that they are in."""
     found: list[Any] = [loader.dataset]
-    number, roots = len(found[0]), dict[str, None]()
+    number = f'{len(found[0])} images' if hasattr(found[0], '__len__') else 'a stream'
+    roots = dict[str, None]()
     while found:
         dataset = found.pop(0)
-        found += getattr(dataset, 'datasets', None) or filter(None, [vars(dataset).get('dataset')])
+        inner = getattr(dataset, 'dataset', None)
+        found += getattr(dataset, 'datasets', None) or ([] if inner is None else [inner])
         if root := getattr(dataset, 'data_root', None):
-            roots[root.rstrip('/')] = None
-    return f'{number} images' + (f' in {", ".join(roots)}' if roots else '')
+            roots[str(root).rstrip('/')] = None
+    return number + (f' in {", ".join(roots)}' if roots else '')
 
 
 @HOOKS.register_module()

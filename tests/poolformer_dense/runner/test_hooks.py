@@ -9,9 +9,16 @@ from types import SimpleNamespace
 import pytest
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import DumpResults
+from torch import nn
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from poolformer_dense.config.load import enable_lr_scaling, load_config
-from poolformer_dense.runner.hooks import BatchReportHook, EmptyResultHook, batch_factors
+from poolformer_dense.runner.hooks import (
+    BatchReportHook,
+    EmptyResultHook,
+    StartReportHook,
+    batch_factors,
+)
 from poolformer_dense.runner.label_writer import DumpLabelMaps
 from poolformer_dense.runner.runner import build_runner
 
@@ -148,6 +155,46 @@ def test_every_training_has_the_report(demo):
     cfg = demo()
     cfg.custom_hooks = []
     assert any(isinstance(hook, BatchReportHook) for hook in build_runner(cfg).hooks)
+
+
+class _Images(list):
+    def __init__(self, number, root):
+        super().__init__(range(number))
+        self.data_root = root
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter([1])
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'told'),
+    [
+        (_Images(3, 'a/'), '3 images in a'),
+        (ConcatDataset([_Images(3, 'a/'), _Images(2, 'b'), _Images(1, 'a')]), '6 images in a, b'),
+        (Subset(_Images(3, 'a'), [0, 1]), '2 images in a'),
+        (_Stream(), 'a stream'),
+    ],
+)
+@pytest.mark.parametrize(
+    ('init_cfg', 'loaded', 'scratch'),
+    [(None, None, True), (None, 'a.pth', False), (dict(type='Pretrained'), None, False)],
+)
+def test_a_run_says_what_it_starts_from(dataset, told, init_cfg, loaded, scratch):
+    said = []
+    runner = SimpleNamespace(
+        test_dataloader=SimpleNamespace(dataset=dataset),
+        model=nn.Linear(999, 1000),
+        cfg=dict(model=dict(backbone=dict(init_cfg=init_cfg))),
+        loaded_from=loaded,
+        work_dir='w',
+        logger=SimpleNamespace(info=said.append, log_file='w/1.log'),
+    )
+    StartReportHook().before_test(runner)
+    assert said[:2] == [f'Data: test {told}', 'Model: Linear, 1.0 M parameters']
+    assert said[-1] == 'Results: w (log: w/1.log)'
+    assert any(text.startswith('Weights: from scratch') for text in said) == scratch
 
 
 def test_factors_come_from_the_config(demo):
