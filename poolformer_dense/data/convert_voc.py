@@ -50,7 +50,7 @@ def convert_voc(
             files[name] = 'no such file'
         except (OSError, ValueError) as error:
             files[name] = str(error)
-    found = (o.name.strip() for f in files.values() if not isinstance(f, str) for o in _named(f))
+    found = (name for f in files.values() if not isinstance(f, str) for name in _names_in(f))
     categories = dict(enumerate(_categories(Counter(found), classes), start=1))
     there = image_names(root / images)
     builders = {}
@@ -129,8 +129,9 @@ def _add_object(builder: CocoBuilder, thing: VocObject, labels: Mapping[str, int
         builder.notes[_DIFFICULT] += 1
 
 
-def _named(annotation: VocAnnotation) -> Iterator[VocObject]:
-    return (thing for thing in annotation.objects if thing.name and thing.name.strip())
+def _names_in(annotation: VocAnnotation) -> Iterator[str]:
+    names = ((thing.name or '').strip() for thing in annotation.objects)
+    return (name for name in names if name)
 
 
 def _categories(counts: Counter[str], classes: Sequence[str]) -> list[str]:
