@@ -57,7 +57,7 @@ def load_config(
         print_log(message, 'current', logging.WARNING)
     try:
         import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
-    except ImportError as error:
+    except (ImportError, TypeError) as error:
         raise UserError(f'config {path}: custom_imports: {error}') from error
     scope = default_scope(cfg)
     if scope is None:
