@@ -140,7 +140,6 @@ def test_a_million_iterations_are_not_decoded_again(runs, loop, workers):
     )  # fmt: skip
     config.train_cfg.update(dict(max_epochs=1) if loop == 'epoch' else dict(max_iters=done + left))
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
-    config.param_scheduler = None
 
     def resume() -> tuple[float, list[Any]]:
         started = time.process_time()
