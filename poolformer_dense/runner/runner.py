@@ -431,9 +431,11 @@ class DenseRunner(Runner):
     ) -> None:
         """Register the config's hooks, and those that every run has."""
         given = dict(default_hooks or {})
-        unwanted = {name for name in _ALWAYS if name in given and given[name] is None}
-        given = {name: hook for name, hook in given.items() if name not in unwanted}
-        super().register_hooks(given, custom_hooks)
+        unwanted = {name for name, hook in given.items() if hook is None}
+        # mmengine takes None only for its own names; `Hook` does nothing.
+        idle = {name: Hook() for name in unwanted - _ALWAYS.keys()}
+        wanted = {name: hook for name, hook in given.items() if name not in unwanted}
+        super().register_hooks(wanted | idle, custom_hooks)
         for name, kind in _ALWAYS.items():
             if name not in unwanted and not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())

@@ -172,3 +172,14 @@ def test_each_run_of_a_process_logs_to_its_own_folder(demo, tmp_path, name):
         runner = build_runner(cfg)
         runner.visualizer.add_scalar('loss', 1.0)
         assert len([*tmp_path.glob(f'{run}/**/events.out.tfevents*')]) == 1
+
+
+@pytest.mark.parametrize('name', ['report', 'timer', 'dirty_data'])
+def test_any_default_hook_can_be_left_out(demo, name):
+    def kinds(**overrides):
+        return {type(hook).__name__ for hook in build_runner(demo(overrides=overrides)).hooks}
+
+    left = kinds() - kinds(**{f'default_hooks.{name}': None})
+    assert left == {
+        dict(report='ReportHook', timer='IterTimerHook', dirty_data='DirtyDataHook')[name]
+    }
