@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
-import mmcv.ops
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.registry import Registry
@@ -105,8 +105,8 @@ def _name(target: Any, scope: str | None) -> str | None:
         names = [name for name, value in _named(registered).items() if value is target]
         if names:
             return prefix + (own if own in names else names[0])
-    # Layers of regions and kinds of NMS are named in this module.
-    return own if getattr(mmcv.ops, own, None) is target else None
+    # Layers of regions and kinds of NMS are named in this module, which not every mmcv has.
+    return own if getattr(sys.modules.get('mmcv.ops'), own, None) is target else None
 
 
 def _seen_from(scope: str | None) -> Iterator[tuple[str, Registry]]:
