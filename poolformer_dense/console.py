@@ -31,10 +31,12 @@ _HEARD = re.compile(
     r'|mm(det|seg)\.evaluation\.|mmengine\.runner\.runner:resume$|.*:_summarize'
 )
 _STEPS = re.compile(r'mmengine\.hooks\.logger_hook:after_(train|val|test)_iter$')
-# Upstream's warnings of its own interface; all others that it logs may concern the user.
+# Upstream's warnings of its own interface, and of results that `EmptyResultHook` explains; all
+# others that it logs may concern the user.
 _REMARKS = re.compile(
     r'deprecated|is the alias of|prefix is not set|avg_non_ignore|draw is False|cudnn\.benchmark'
     r'|is skipped since its|is duplicate\. It is skipped|called more than once'
+    r'|results of the whole dataset is empty|is an empty dict'
 )
 # Of Python's warnings, which libraries issue for developers, those that concern the user.
 _CONCERNS = re.compile(r'worker processes in total')
@@ -182,9 +184,7 @@ class ToolConsole:
         if not has_file:
             self._write(record)
         speaker, _ = _speaker()
-        if record.levelno >= logging.ERROR:
-            return True
-        if record.levelno == logging.WARNING:
+        if record.levelno >= logging.WARNING:
             return not (_is_upstream(speaker) and _REMARKS.search(record.getMessage()))
         if hasattr(record, 'aside') or (self._above is not None and _STEPS.match(speaker)):
             return False

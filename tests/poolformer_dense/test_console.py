@@ -51,6 +51,7 @@ def test_prints_of_upstream_go_to_the_log_file_alone(capsys, log):
         ('mmengine.fileio', 'logger.warning("FileClient will be deprecated in future.")', False),
         ('mmengine.hooks', 'logger.warning("not saved")', True),
         ('mmengine.runner.runner', 'logger.error("lost")', True),
+        ('mmdet.evaluation', 'logger.error("results of the whole dataset is empty")', False),
         ('my_project', 'logger.info("deprecated by nobody")', True),
         ('my_project', 'logger.warning("deprecated by me")', True),
         ('poolformer_dense.runner', 'logger.info("takes its place", extra=ASIDE)', False),
