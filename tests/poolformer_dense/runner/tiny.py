@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import itertools
 import os
 import pickle
 import random
@@ -47,6 +48,7 @@ from poolformer_dense.runner.runner import build_runner
 
 BATCH = 2
 _LONGEST = 600  # seconds of a child
+_numbers = itertools.count()  # mmengine's visualizer is one for each name of an experiment
 STEPS_PER_EPOCH = 6
 CLASSES = ('dark', 'bright')
 
@@ -210,7 +212,7 @@ def tiny_config(
         dict(
             default_scope='mmengine',
             work_dir=str(work_dir),
-            experiment_name=f'tiny{os.getpid()}_{Path(work_dir).name}',
+            experiment_name=f'tiny{os.getpid()}_{next(_numbers)}_{Path(work_dir).name}',
             launcher=launcher,
             resume=resume,
             load_from=str(load_from) if load_from else None,
