@@ -20,7 +20,7 @@ from .ground_truth import check_ground_truth
 from .head_losses import check_losses
 from .model import check_backbone
 from .monitors import check_monitors
-from .packages import check_loggers
+from .packages import check_faster_coco, check_loggers
 from .plan import Notice, Plan
 from .segmentation import check_crop, check_unlabelled
 from .starting_weights import check_checkpoints
@@ -28,6 +28,7 @@ from .starting_weights import check_checkpoints
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_loggers,
+    check_faster_coco,
     check_backbone,
     check_losses,
     check_crop,
@@ -47,8 +48,8 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
     Raises:
         UserError: Data is missing or has errors that show without opening every image, an
             annotation file's categories or the model's ``num_classes`` disagree with the classes,
-            an argument of the backbone is wrong, a checkpoint can't be read, or a logger's
-            package is not installed.
+            an argument of the backbone is wrong, a checkpoint can't be read, or a package
+            that a logger or an evaluator imports is not installed.
     """
     plan = Plan(cfg, splits, unsafe_load)
     for check in CHECKS:

@@ -168,5 +168,5 @@ def test_the_same_releases_everywhere(root):
     }
     [pin] = pins
     # The error that says how to install it, and the page that does.
-    assert pin in (root / 'poolformer_dense/runner/runner.py').read_text()
+    assert pin in (root / 'poolformer_dense/config/preflight/packages.py').read_text()
     assert pin in (root / 'docs/evaluation.md').read_text()

@@ -323,7 +323,7 @@ class TestTheLastSave:
                 raise error
             save(checkpoint, path)
 
-        monkeypatch.setattr('poolformer_dense.runner.runner.save_sealed', failing)
+        monkeypatch.setattr('poolformer_dense.runner.saving.save_sealed', failing)
 
     @pytest.mark.parametrize('loop', ['epoch', 'iter'])
     def test_is_tried_again(self, runs, monkeypatch, full_disk, pauses, loop):

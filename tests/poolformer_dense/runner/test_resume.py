@@ -206,7 +206,7 @@ def test_a_run_reads_the_one_that_it_resumes_from_once(copy, monkeypatch):
         read.append(Path(path).name)
         return read_checkpoint(path, *arguments)
 
-    monkeypatch.setattr('poolformer_dense.runner.runner.read_checkpoint', reading)
+    monkeypatch.setattr('poolformer_dense.runner.loading.read_checkpoint', reading)
     assert _resumed(copy)[0] == 12
     assert read == ['epoch_2.pth']
 
