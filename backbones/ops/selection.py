@@ -151,7 +151,8 @@ def select_backend(
     dtypes than float32, but for products in bfloat16.
     """
     backend = resolve_backend(backend, x.device.type)
-    if len(x) == 0:
+    # `len` would make the batch a constant of a trace.
+    if backend == 'reference' or x.shape[0] == 0:
         return 'reference'
     if backend == 'native':
         dtypes = {stream_dtype(x), *(t.dtype for t in others if t is not None)}
