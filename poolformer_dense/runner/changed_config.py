@@ -67,7 +67,11 @@ class Difference(NamedTuple):
 
 
 def parse_config(text: Any) -> dict[str, Any]:
-    """Return what the text of a config says, without running it; what is no literal stays text."""
+    """Return what the text of a config says, without running it; what is no literal stays text.
+
+    Nothing is returned if it has a text that mmengine could not write into a file as it is: there
+    it would be code.
+    """
     try:
         lines = ast.parse(text).body
         pairs = [(line.targets, line.value) for line in lines if isinstance(line, ast.Assign)]
@@ -80,7 +84,7 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_value(entry) for entry in node.elts]
     if isinstance(node, ast.Dict):
-        keys = [key and _value(key) for key in node.keys]
+        keys = [key and _key(_value(key)) for key in node.keys]
         return dict(zip(keys, map(_value, node.values), strict=True))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         merged: dict[Any, Any] = {}
@@ -90,9 +94,18 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
         return float(node.id)
     try:
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        value = ast.unparse(node)
+    if isinstance(value, str) and '{{' in value:
+        raise ValueError('mmengine replaces this when it reads a file')
+    return value
+
+
+def _key(key: Any) -> Any:
+    if isinstance(key, str) and not (key.isprintable() and {*key}.isdisjoint('\'"\\{')):
+        raise ValueError('mmengine writes keys without escapes')
+    return key
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

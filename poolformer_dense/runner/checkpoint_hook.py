@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process, master_only
-from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -20,11 +19,12 @@ from backbones.checkpoints import read_checkpoint
 from ..errors import UserError
 from ..files import remove_unfinished, replacing, save_sealed
 from .ranks import SaveFailed, any_rank, write_on_main
+from .replaced import Names, Replaced
 from .state import require_dense_runner
 
 # In the message hub, so that a resumed run knows which files its checkpoint has replaced.
-_INTERMEDIATE = 'intermediate_ckpt'
-_OUTDATED = 'outdated_ckpts'
+_KEPT, _LAST = 'keep_ckpt_ids', 'last_ckpt'  # mmengine's
+_INTERMEDIATE, _OUTDATED = 'intermediate_ckpt', 'outdated_ckpts'
 # Seconds before each new try, if the last save of a training fails.
 _PAUSES = (1.0, 5.0, 15.0, 30.0)
 
@@ -62,14 +62,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         require_dense_runner(runner, self)
-        self._forget_other_folder(runner)
+        replaced = self._take_over(runner)
         super().before_train(runner)
         self._tried_at = time.monotonic()
         self._iteration = runner.iter if runner.resumed else None
         self._failed = None
-        # Object stores have no half-written objects; mmengine writes there.
-        if is_main_process() and isinstance(self.file_backend, LocalBackend):
-            self._clean_up(runner)
+        if is_main_process():
+            self._clean_up(runner, replaced.outdated if replaced else [])
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -115,8 +114,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         if self._iteration == iteration:
             return True
-        template = 'iter_{}.pth' if self.by_epoch else self.filename_tmpl
-        name = template.format(iteration)
+        name = self._between.format(iteration)
         runner.logger.info(f'Saving checkpoint at {iteration} iterations')
         return self._commit(
             runner, name, dict(epoch=runner.epoch, iter=iteration), self._kept(), name
@@ -138,17 +136,17 @@ class AtomicCheckpointHook(CheckpointHook):
     ) -> bool:
         """Save, point to it, delete what it replaces; or log why not and leave all as it was."""
         info = runner.message_hub.runtime_info
-        keys = ('keep_ckpt_ids', 'last_ckpt', _INTERMEDIATE, _OUTDATED)
+        keys = (_KEPT, _LAST, _INTERMEDIATE, _OUTDATED)
         before = {key: info[key] for key in keys if key in info}
         outdated = [self.filename_tmpl.format(step) for step in self._kept() if step not in kept]
         outdated += [info.get(_INTERMEDIATE)]
         outdated = [other for other in outdated if other not in (None, name)]
         path = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('last_ckpt', path)
+        runner.message_hub.update_info(_LAST, path)
         runner.message_hub.update_info(_INTERMEDIATE, intermediate)
         runner.message_hub.update_info(_OUTDATED, outdated)
         if self.max_keep_ckpts > 0:
-            runner.message_hub.update_info('keep_ckpt_ids', kept)
+            runner.message_hub.update_info(_KEPT, kept)
         self._tried_at = time.monotonic()
         try:
             with runner.saving_together():
@@ -204,9 +202,6 @@ class AtomicCheckpointHook(CheckpointHook):
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        if not isinstance(self.file_backend, LocalBackend):
-            super()._publish_model(runner, ckpt_path)
-            return
         checkpoint = read_checkpoint(ckpt_path)
         published = {key: checkpoint[key] for key in self.published_keys if key in checkpoint}
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
@@ -215,21 +210,54 @@ class AtomicCheckpointHook(CheckpointHook):
         save_sealed(published, final)
         runner.logger.info(f'{ckpt_path} is published as {final} ({", ".join(published)}).')
 
-    def _clean_up(self, runner: Runner) -> None:
-        """Finish what a killed run had begun: a save, or what follows one."""
+    def _take_over(self, runner: Runner) -> Replaced | None:
+        """Put into the message hub which files are this run's own, in place of what was loaded.
+
+        Resumed from another folder they are none, even if those here have the same names.
+        """
+        if not runner.resumed:
+            return None
         info = runner.message_hub.runtime_info
+        said = {
+            key: info.pop(key)
+            for key in list(info)
+            if key in (_KEPT, _LAST, _INTERMEDIATE, _OUTDATED) or str(key).startswith('best_ckpt')
+        }
+        folder, current = Path(self._folder(runner)), Path(runner.loaded_from)
+        if current.parent.resolve() != folder.resolve():
+            return None
+        figures = self.save_best or []
+        several = len(figures) > 1
+        names = Names(
+            self.filename_tmpl,
+            self._between,
+            None if self.by_epoch else self.interval,
+            max(self.max_keep_ckpts, 0),
+            {f'best_ckpt_{figure}' if several else 'best_ckpt': figure for figure in figures},
+        )
+        replaced = names.replaced(said, folder / current.name, runner.epoch, runner.iter)
+        info |= {_KEPT: replaced.kept, _INTERMEDIATE: replaced.intermediate, _OUTDATED: []}
+        info |= {key: str(folder / name) for key, name in replaced.best.items()}
+        return replaced
+
+    def _clean_up(self, runner: Runner, outdated: list[str]) -> None:
+        """Finish what a killed run had begun: a save, or what follows one."""
         for folder in {str(self.out_dir), runner.work_dir}:
             for name in remove_unfinished(folder):
                 runner.logger.warning(f'Removed {name}, left by an interrupted save.')
-        outdated = info.get(_OUTDATED, [])
         if outdated:
             try:
                 # It may still name one of them.
-                _point(runner, str(Path(self.out_dir, Path(info['last_ckpt']).name)))
+                _point(runner, str(Path(self.out_dir, Path(runner.loaded_from).name)))
             except OSError as error:
                 runner.logger.error(f'last_checkpoint could not be written ({error})')
             else:
                 self._remove(outdated)
+
+    @property
+    def _between(self) -> str:
+        """The template of the names of intermediate checkpoints."""
+        return 'iter_{}.pth' if self.by_epoch else self.filename_tmpl
 
     def _kept(self) -> list[int]:
         return list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
@@ -240,17 +268,8 @@ class AtomicCheckpointHook(CheckpointHook):
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
-    def _forget_other_folder(self, runner: Runner) -> None:
-        """Leave files alone that have the names of those in the folder resumed from."""
-        if runner.loaded_from is None:
-            return
-        folder = Path(self._folder(runner)).resolve()
-        if Path(runner.loaded_from).resolve().parent != folder:
-            for key in ('keep_ckpt_ids', _INTERMEDIATE, _OUTDATED):
-                runner.message_hub.runtime_info.pop(key, None)
-
     def _folder(self, runner: Runner) -> str:
-        if self.out_dir is None:
+        if self.out_dir in (None, runner.work_dir):
             return runner.work_dir
         return str(Path(self.out_dir, Path(runner.work_dir).name))
 

@@ -126,6 +126,8 @@ class LoadingRunner(SavingRunner):
                 checkpoint['optimizer'], fitted.names.values(), model
             )
         if self._resume:
+            # mmengine runs a config that it finds here; those that it saves are in `cfg`.
+            checkpoint['meta'].pop('config', None)
             self._changes = compare_with_checkpoint(self, checkpoint)
         if 'state_dict' not in checkpoint:
             checkpoint = {}
