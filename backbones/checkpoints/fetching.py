@@ -62,6 +62,9 @@ def localise(source: str | Path, mirror: str | None) -> str:
 def fetch(source: str | Path) -> Path:
     """Return a local file; one behind a URL is downloaded once to torch.hub's checkpoint folder.
 
+    There each URL has a folder of its own, with the URL beside the file. A file that torch.hub or
+    an earlier version put there under its name alone is used if its checksum is known and fits.
+
     Of the processes of one machine only the first downloads. A download's checksum is checked each
     time: the one given or known, that recorded in ``FILE.sha256`` when it was first downloaded, or
     the digits in its name. A download of another checksum does not get its place.
@@ -84,20 +87,21 @@ def fetch(source: str | Path) -> Path:
         return path
     url, given = _split_sum(url)
     known = given or known
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / _file_name(url)
+    path = _place(url)
     if get_local_rank() != 0:
         barrier()
-        if not path.is_file():
+        if (there := _cached(path, known)) is None:
             raise CheckpointError(f'{url} was not downloaded; the first process says why')
-        return path
+        return there
     try:
-        if path.exists():
-            _check_sum(path, path, known)
-        else:
+        there = _cached(path, known)
+        if there is None:
             _download(url, path, known)
+        elif there == path:
+            _check_sum(path, path, known)
     finally:
         barrier()  # also after an error, or the other processes would wait for ever
-    return path
+    return there or path
 
 
 def is_url(source: str) -> bool:
@@ -107,9 +111,26 @@ def is_url(source: str) -> bool:
 
 def _file_name(url: str) -> str:
     name = Path(urlparse(url).path).name
-    if name in ('', '..'):
+    if name in ('', '..') or not url.isprintable():
         raise CheckpointError(f'{url} does not end with the name of a file')
     return name
+
+
+def _place(url: str) -> Path:
+    """Return where a download is kept: files of one name have as many places as URLs."""
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Path(torch.hub.get_dir()) / 'checkpoints' / key / _file_name(url)
+
+
+def _cached(path: Path, known: str | None) -> Path | None:
+    """Return the file that is there for a URL, or one under its name alone that is the same."""
+    if path.is_file():
+        return path
+    plain = path.parents[1] / path.name
+    in_name = _DIGITS_IN_NAME.search(path.name)
+    expected = known or (in_name and in_name[1])
+    same = expected and plain.is_file() and _sha256(plain).startswith(expected)
+    return plain if same else None
 
 
 def _split_sum(url: str) -> tuple[str, str | None]:
@@ -140,8 +161,9 @@ def _download(url: str, path: Path, known: str | None) -> None:
             transfer(url, file, before, remember, attempts=_ATTEMPTS)
             file.flush()
             _check_sum(part, path, known)
+            path.with_name(f'{path.name}.url').write_text(f'{_without_password(url)}\n')
             os.replace(part, path)
-            note.unlink()
+            note.unlink(missing_ok=True)
     except (TransferError, OSError) as error:
         if part.is_file() and not part.stat().st_size:
             _remove(part, note)
@@ -152,6 +174,11 @@ def _download(url: str, path: Path, known: str | None) -> None:
     except CheckpointError:
         _remove(part, note)
         raise
+
+
+def _without_password(url: str) -> str:
+    parts = urlparse(url)
+    return parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()
 
 
 def _remove(*paths: Path) -> None:

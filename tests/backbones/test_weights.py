@@ -10,10 +10,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from backbones import PoolFormer
-from backbones.checkpoints import CheckpointError, localise, to_layout
-from backbones.checkpoints.fetching import fetch
+from backbones.checkpoints import CheckpointError, fetching, localise, to_layout
+from backbones.checkpoints.fetching import _place, fetch
 from backbones.presets import PRESETS
 from backbones.weights import RELEASED, Weights
 
@@ -37,6 +39,10 @@ def server(tmp_path):
         http.shutdown()
 
 
+def _names(cache):
+    return sorted(path.name for path in cache.rglob('*') if path.is_file())
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     cuts: ClassVar[list[int]] = []  # bytes after which the connections to come are cut
 
@@ -55,7 +61,7 @@ def test_every_preset_has_released_weights_of_its_own():
     assert all(RELEASED[name].arch == name for name in PRESETS)
     assert all(weights.arch in PRESETS for weights in RELEASED.values())
     assert len({weights.url for weights in RELEASED.values()}) == len(RELEASED)
-    # The file name is the key of the cache.
+    # The file name is the key of a mirror.
     assert len({w.url.rsplit('/', 1)[1] for w in RELEASED.values()}) == len(RELEASED)
 
 
@@ -105,17 +111,18 @@ def test_a_config_names_released_weights_without_a_url(cache, server, monkeypatc
     model = PoolFormer('s12', init_cfg=dict(type='Pretrained', checkpoint='poolformer_s12'))
     model.init_weights()
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in weights.items())
-    assert (cache / 'poolformer_s12.pth.tar').is_file()
+    assert len(list(cache.glob('*/poolformer_s12.pth.tar'))) == 1
 
 
 def test_a_download_is_recorded_and_checked_ever_after(cache, server):
     folder, url = server
     (folder / 'some.pth').write_bytes(b'weights')
     path = fetch(f'{url}/some.pth')
-    assert path == cache / 'some.pth'
+    assert path.parents[1] == cache
     assert path.read_bytes() == b'weights'
     digest = hashlib.sha256(b'weights').hexdigest()
-    assert (cache / 'some.pth.sha256').read_text() == f'{digest}  some.pth\n'
+    assert path.with_name('some.pth.sha256').read_text() == f'{digest}  some.pth\n'
+    assert path.with_name('some.pth.url').read_text() == f'{url}/some.pth\n'
 
     (folder / 'some.pth').unlink()  # what is there is not downloaded again
     assert fetch(f'{url}/some.pth') == path
@@ -130,6 +137,58 @@ def test_a_download_is_recorded_and_checked_ever_after(cache, server):
         fetch(f'{url}/some.pth')
 
 
+@pytest.mark.parametrize('other', ['b/model.pth', 'a/model.pth?version=2', 'a/../model.pth'])
+def test_files_of_one_name_are_kept_apart(cache, server, other):
+    folder, url = server
+    for name in ('a', 'b', '.'):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / 'model.pth').write_text(f'weights of {name}')
+    first, second = fetch(f'{url}/a/model.pth'), fetch(f'{url}/{other}')
+    assert first != second
+    assert first.read_text() == 'weights of a'
+    assert second.with_name('model.pth.url').read_text() == f'{url}/{other}\n'
+    assert fetch(f'{url}/a/model.pth') == first
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text('ab/.%=~é \\', min_size=1), min_size=2, max_size=2, unique=True))
+def test_each_url_has_its_place_in_the_cache(cache, paths):
+    places = [_place(f'https://host/{path}/model.pth') for path in paths]
+    assert places[0] != places[1]
+    assert all(place.parents[1] == cache and place.name == 'model.pth' for place in places)
+
+
+def test_a_password_is_not_kept(cache, monkeypatch):
+    monkeypatch.setattr(fetching, 'transfer', lambda url, file, *_, **__: file.write(b'weights'))
+    path = fetch('https://me:secret@host/some.pth')
+    assert path.with_name('some.pth.url').read_text() == 'https://host/some.pth\n'
+
+
+class TestFilesUnderTheirNameAlone:
+    """What torch.hub and earlier versions have left in the folder."""
+
+    def test_are_used_if_their_checksum_fits(self, cache):
+        right = hashlib.sha256(b'weights').hexdigest()
+        cache.mkdir(parents=True)
+        for name in ('some.pth', f'some-{right[:8]}.pth'):
+            (cache / name).write_bytes(b'weights')
+        url = 'http://127.0.0.1:9'  # nobody answers
+        assert fetch(f'{url}/some.pth#sha256={right}') == cache / 'some.pth'
+        assert fetch(f'{url}/some-{right[:8]}.pth') == cache / f'some-{right[:8]}.pth'
+
+    def test_are_downloaded_anew_if_nothing_tells_where_they_are_from(self, cache, server):
+        folder, url = server
+        wrong = hashlib.sha256(b'of another').hexdigest()
+        cache.mkdir(parents=True)
+        (cache / 'some.pth').write_bytes(b'of another')
+        (cache / 'some.pth.sha256').write_text(f'{wrong}  some.pth\n')
+        (folder / 'some.pth').write_bytes(b'weights')
+        right = hashlib.sha256(b'weights').hexdigest()
+        for source in (f'{url}/some.pth', f'{url}/some.pth#sha256={right}'):
+            assert fetch(source).read_bytes() == b'weights'
+        assert (cache / 'some.pth').read_bytes() == b'of another'
+
+
 def test_a_cut_download_comes_whole_or_not_at_all(cache, server, monkeypatch):
     monkeypatch.setattr('time.sleep', lambda seconds: None)
     folder, url = server
@@ -137,9 +196,9 @@ def test_a_cut_download_comes_whole_or_not_at_all(cache, server, monkeypatch):
     monkeypatch.setattr(_Quiet, 'cuts', [3] * 4)
     with pytest.raises(CheckpointError, match=r'cut after 3 of 7 bytes.*try again to resume'):
         fetch(f'{url}/some.pth')
-    assert sorted(path.name for path in cache.iterdir()) == ['some.pth.part', 'some.pth.part.json']
+    assert _names(cache) == ['some.pth.part', 'some.pth.part.json']
     assert fetch(f'{url}/some.pth').read_bytes() == b'weights'
-    assert sorted(path.name for path in cache.iterdir()) == ['some.pth', 'some.pth.sha256']
+    assert _names(cache) == ['some.pth', 'some.pth.sha256', 'some.pth.url']
 
 
 def test_a_known_checksum_is_checked(cache, server, monkeypatch):
@@ -159,9 +218,10 @@ def test_a_given_checksum_is_checked(cache, server):
     right = hashlib.sha256(b'weights').hexdigest()
     with pytest.raises(CheckpointError, match=f'has sha256 {right}, not 0000'):
         fetch(f'{url}/some.pth#sha256={"0" * 64}')
-    assert list(cache.iterdir()) == []  # what is wrong does not get its place
-    assert fetch(f'{url}/some.pth#sha256={right.upper()}') == cache / 'some.pth'
-    (cache / 'some.pth').write_bytes(b'altered')
+    assert _names(cache) == []  # what is wrong does not get its place
+    path = fetch(f'{url}/some.pth#sha256={right.upper()}')
+    assert path == fetch(f'{url}/some.pth')
+    path.write_bytes(b'altered')
     with pytest.raises(CheckpointError, match=f'not {right}'):
         fetch(f'{url}/some.pth#sha256={right}')
 
@@ -172,7 +232,7 @@ def test_a_checksum_that_is_none_is_refused(cache, end):
         fetch(f'http://127.0.0.1:9/some.pth{end}')
 
 
-@pytest.mark.parametrize('path', ['', '/', '/..', '/a/..'])
+@pytest.mark.parametrize('path', ['', '/', '/..', '/a/..', '/a\0b.pth', '/a\x1b[2J.pth'])
 def test_a_url_without_a_file_is_refused(cache, path):
     with pytest.raises(CheckpointError, match='does not end with the name of a file'):
         fetch(f'http://127.0.0.1:9{path}')
@@ -202,7 +262,7 @@ def test_what_is_not_there_names_the_place_to_put_it(cache, server, monkeypatch)
     for address in (f'{url}/poolformer_s12.pth.tar', 'http://127.0.0.1:9/poolformer_s12.pth.tar'):
         with pytest.raises(CheckpointError, match=f'could not be downloaded.*{cache}'):
             fetch(address)
-    assert not cache.exists() or not list(cache.iterdir())
+    assert _names(cache) == []
 
 
 def test_a_misspelt_name_is_told_the_right_one():
