@@ -27,6 +27,7 @@ torchrun() {
     exec setsid "$python" -m torch.distributed.run --nnodes "${NNODES:-1}" "${rendezvous[@]}" \
         --max-restarts "${MAX_RESTARTS:-0}" --nproc-per-node "$@" --launcher pytorch
 }
+mark=$(mark_in "${TMPDIR:-/tmp}" /tmp /dev/shm "$PWD")
 code=0
-supervise "${TMPDIR:-/tmp}" signal_processes torchrun "$processes" "$tools/$tool" "$@" || code=$?
+supervise "$mark" signal_processes torchrun "$processes" "$tools/$tool" "$@" || code=$?
 exit "$code"

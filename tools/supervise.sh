@@ -5,27 +5,44 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$tools/../.venv/bin/pytho
     python=$tools/../.venv/bin/python
 fi
 
-# `supervise FOLDER FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs
-# one, and returns its exit code, or the one that the launched processes wrote to the file PREEMPTED_FILE in FOLDER, as
-# a preempted training does. On the script's first SIGTERM, SIGUSR1 or SIGINT, `FORWARD PID USR1|INT` is called with the
-# launcher's PID; on the second, the launcher gets a SIGTERM.
+# `mark_in FOLDER...` makes the file in which a stopped training leaves its exit code, in the first of the folders that
+# takes it, and prints its path. What is in it before holds the room for the code, should the disk be full by then.
+mark_in() {
+    local folder mark
+    for folder; do
+        mark=$(mktemp "$folder/.preempted.XXXXXXXX" 2>/dev/null) || continue
+        # The shell that writes is one of its own: its error is not ours.
+        (echo 000 >"$mark") 2>/dev/null && echo "$mark" && return
+        rm -f "$mark"
+    done
+    echo "error: no file can be written in $(printf '%s, ' "$@")which a preempted training needs to say so;" \
+        'make room, or start from a folder in which you may write' >&2
+    return 2
+}
+
+# `supervise MARK FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs one, and returns its exit
+# code, or the one that the launched processes wrote to the file MARK, as a stopped training does. On the script's first
+# SIGTERM, SIGUSR1 or SIGINT, `FORWARD PID TERM|USR1|INT` is called with the launcher's PID; on the second, the launcher
+# gets a SIGTERM. `asked` is that first signal. A batch job of Slurm that ends with 75 is requeued.
+asked=
 supervise() {
-    local folder=$1 forward=$2 launcher code forwarded=no
+    local forward=$2 launcher code mark
     pass_on() {
-        if [ "$forwarded" = no ]; then
-            forwarded=yes
+        if [ -z "$asked" ]; then
+            asked=$1
             "$forward" "$launcher" "$1"
         else
             kill -TERM "$launcher"
         fi
     }
+    PREEMPTED_FILE=$1
     shift 2
-    PREEMPTED_FILE=$(mktemp -u "$folder/.preempted.XXXXXXXX")
     LAUNCH_TIME=$(date +%s)
     export PREEMPTED_FILE LAUNCH_TIME
     (trap - INT QUIT && "$@") &
     launcher=$!
-    trap 'pass_on USR1' TERM USR1
+    trap 'pass_on TERM' TERM
+    trap 'pass_on USR1' USR1
     trap 'pass_on INT' INT
     trap 'kill -TERM "$launcher"' HUP
     while :; do
@@ -35,9 +52,13 @@ supervise() {
         kill -0 "$launcher" 2>/dev/null || break
     done
     trap - TERM USR1 INT HUP
-    if [ -e "$PREEMPTED_FILE" ]; then
-        code=$(cat "$PREEMPTED_FILE")
-        rm -f "$PREEMPTED_FILE"
+    mark=$(cat "$PREEMPTED_FILE" 2>/dev/null) || mark=000
+    rm -f "$PREEMPTED_FILE"
+    [ "$mark" = 000 ] || code=$((10#$mark))
+    # A launcher may be told of SIGTERM by SIGUSR1; under Slurm they differ, see `exit_code` of runner/preemption.py.
+    [ "$code$asked" != 75TERM ] || [ -z "${SLURM_JOB_ID:-}" ] || code=143
+    if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_PROCID:-0}" = 0 ]; then
+        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID cannot be requeued: submit it again" >&2
     fi
     return "$code"
 }

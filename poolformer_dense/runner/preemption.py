@@ -35,6 +35,20 @@ class Preempted(SystemExit):
     """Raised to end a preempted run, with its exit code."""
 
 
+def exit_code(cause: signal.Signals) -> int:
+    """The code that a run ends with after a signal: whether to start it again.
+
+    It is 75, to be started again, after SIGTERM and SIGUSR1; but after Slurm's SIGTERM it is 143.
+    scancel sends it, and it must not start the job again; so does a preemption, after which Slurm
+    itself queues the job again. Only SIGUSR1, for which a batch script asks before its time limit,
+    asks for that. After Ctrl-C the code is 130.
+    """
+    slurm = 'SLURM_JOB_ID' in os.environ
+    if cause == signal.SIGINT or (cause == signal.SIGTERM and slurm):
+        return 128 + cause
+    return EXIT_CODE
+
+
 class _Watch:
     """What signals this process has received."""
 
@@ -145,9 +159,9 @@ def _wait_for_parent(parent: int) -> None:
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """Ends a training that got a signal on any rank: the step, a save, exit code 75.
+    """Ends a training that got a signal on any rank: the step, a save, and `exit_code`.
 
-    The signals are SIGTERM, SIGUSR1 and SIGINT (Ctrl-C), for which the exit code is 130.
+    The signals are SIGTERM, SIGUSR1 and SIGINT (Ctrl-C).
 
     All ranks end after the same iteration. In a validation they end after the current batch,
     and the resumed run repeats the validation. Before the first iteration there is nothing to save.
@@ -199,9 +213,8 @@ class PreemptionHook(Hook):
         self._leave(runner, cause, f'after iteration {iteration}; {outcome}')
 
     def _leave(self, runner: Runner, cause: signal.Signals, when: str) -> NoReturn:
-        interrupted = cause == signal.SIGINT
-        code = 128 + cause if interrupted else EXIT_CODE
-        name = 'Ctrl-C' if interrupted else cause.name
+        code = exit_code(cause)
+        name = 'Ctrl-C' if cause == signal.SIGINT else cause.name
         runner.logger.warning(
             f'{name}: the run ends {when}. Resume with --resume (exit code {code}).'
         )

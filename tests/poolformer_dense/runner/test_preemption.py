@@ -328,7 +328,39 @@ def test_a_launcher_finds_the_code(runs, monkeypatch, number):
     hook = At('before_train_iter', 3, lambda: send(number))
     child = tiny.fork(runs / 'result', train, runs / 'run', hook)
     assert child.wait() == 0
-    assert (runs / 'mark').read_text() == str(CODES[number])
+    assert int((runs / 'mark').read_text()) == CODES[number]
+    assert _iteration(runs / 'run') == 4
+
+
+def test_without_its_mark_the_code_is_the_process_own(runs, monkeypatch):
+    monkeypatch.setenv('PREEMPTED_FILE', str(runs / 'missing/mark'))
+    hook = At('before_train_iter', 3, send)
+    child = tiny.fork(runs / 'result', train, runs / 'run', hook)
+    assert child.wait() == preemption.EXIT_CODE
+    assert _iteration(runs / 'run') == 4
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'code'),
+    [
+        ([signal.SIGTERM, 0], 143),
+        ([signal.SIGUSR1, 0], 75),
+        ([0, signal.SIGUSR1], 75),
+        # Of a job that is cancelled at its time limit.
+        ([signal.SIGUSR1, signal.SIGTERM], 143),
+        ([signal.SIGINT, 0], 130),
+    ],
+)
+def test_under_slurm_only_sigusr1_asks_to_be_started_again(runs, monkeypatch, numbers, code):
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+
+    def stopped() -> None:
+        number = numbers[int(os.environ['RANK'])]
+        hook = At('before_train_iter', 3, lambda: send(number) if number else None)
+        train(runs / 'run', hook, launcher='pytorch', ranks=2)
+
+    codes = [child.wait() for child in tiny.fork_ranks(2, runs / 'ranks', stopped)]
+    assert codes == [code] * 2
     assert _iteration(runs / 'run') == 4
 
 
@@ -391,34 +423,43 @@ touch started
 until [ -n "$stopped" ]; do read -r -t 0.01 <> <(:) || true; done
 {how}
 """
+MARK = 'echo 075 > "$PREEMPTED_FILE"'
 
 
 @pytest.mark.parametrize(
-    ('how', 'job', 'code', 'told'),
+    ('number', 'how', 'job', 'code', 'told'),
     [
-        ('echo 75 > "$PREEMPTED_FILE"', '7', 75, 'requeue 7\n'),
-        ('echo 75 > "$PREEMPTED_FILE"', '', 75, ''),
-        ('echo 130 > "$PREEMPTED_FILE"', '7', 130, ''),
-        ('exit 3', '7', 3, ''),
-        ('true', '7', 0, ''),
+        (signal.SIGUSR1, MARK, '7', 75, 'requeue 7\n'),
+        (signal.SIGUSR1, MARK, '', 75, ''),
+        # As scancel does. srun would kill its tasks at a SIGTERM, so they are told by SIGUSR1.
+        (signal.SIGTERM, MARK, '7', 143, ''),
+        (signal.SIGTERM, 'echo 143 > "$PREEMPTED_FILE"', '7', 143, ''),
+        (signal.SIGTERM, MARK, '', 75, ''),
+        (signal.SIGUSR1, 'echo 130 > "$PREEMPTED_FILE"', '7', 130, ''),
+        (signal.SIGUSR1, 'exit 3', '7', 3, ''),
+        (signal.SIGUSR1, 'true', '7', 0, ''),
     ],
 )
-def test_slurms_script_queues_the_job_again(root, tmp_path, how, job, code, told):
-    commands = {'srun': SRUN.format(how=how), 'scontrol': '#!/bin/sh\necho "$*" >> told\n'}
-    for name, text in commands.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / 'told').touch()
-    environment = os.environ | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': job}
-    script = subprocess.Popen(
-        [root / 'tools/slurm_train.sh', 'partition', 'name', 'config.py', '--resume'],
-        cwd=tmp_path, env=environment,
-    )  # fmt: skip
+def test_slurms_script_queues_the_job_again(root, tmp_path, number, how, job, code, told):
+    script = _started_under_slurm(root / 'tools/slurm_train.sh', tmp_path, how, job)
     try:
         launching.wait_for((tmp_path / 'started').exists, script)
-        script.send_signal(signal.SIGTERM)
+        script.send_signal(number)
         assert script.wait(launching.DEADLINE) == code
     finally:
         script.kill()
     assert (tmp_path / 'told').read_text() == told
     assert not list(tmp_path.glob('.preempted.*'))
+
+
+def _started_under_slurm(script: Path, folder: Path, how: str, job: str) -> subprocess.Popen:
+    """Start a script where srun and scontrol are ours."""
+    commands = {'srun': SRUN.format(how=how), 'scontrol': '#!/bin/sh\necho "$*" >> told\n'}
+    for name, text in commands.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / 'told').touch()
+    environment = os.environ | {'PATH': f'{folder}:{os.environ["PATH"]}', 'SLURM_JOB_ID': job}
+    return subprocess.Popen(
+        [script, 'partition', 'name', 'config.py', '--resume'], cwd=folder, env=environment
+    )
