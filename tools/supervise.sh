@@ -23,8 +23,17 @@ mark_in() {
 # `supervise MARK FORWARD COMMAND...` runs a launcher (torchrun, srun), or a function that execs one, and returns its exit
 # code, or the one that the launched processes wrote to the file MARK, as a stopped training does. On the script's first
 # SIGTERM, SIGUSR1 or SIGINT, `FORWARD PID TERM|USR1|INT` is called with the launcher's PID; on the second, the launcher
-# gets a SIGTERM. `asked` is that first signal. A batch job of Slurm that ends with 75 is requeued.
+# gets a SIGTERM. `asked` is that first signal. A batch job of Slurm is requeued if it `starts_again` after the code.
 asked=
+starts_again() {
+    [ "$1" != 75 ] || return 0
+    [ "$1" = 143 ] || return 1
+    # With a GraceTime, Slurm takes a preempted job that ends in time for complete. While it runs, nobody has cancelled it.
+    case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) in
+        *JobState=RUNNING*PreemptTime=[0-9]*) ;;
+        *) return 1 ;;
+    esac
+}
 supervise() {
     local forward=$2 launcher code mark
     pass_on() {
@@ -57,7 +66,7 @@ supervise() {
     [ "$mark" = 000 ] || code=$((10#$mark))
     # A launcher may be told of SIGTERM by SIGUSR1; under Slurm they differ, see `exit_code` of runner/preemption.py.
     [ "$code$asked" != 75TERM ] || [ -z "${SLURM_JOB_ID:-}" ] || code=143
-    if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_PROCID:-0}" = 0 ]; then
+    if [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_PROCID:-0}" = 0 ] && starts_again "$code"; then
         scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID cannot be requeued: submit it again" >&2
     fi
     return "$code"

@@ -14,9 +14,13 @@ from tests.poolformer_dense.runner import launching
 
 pytestmark = pytest.mark.skipif(shutil.which('bash') is None, reason='there is no bash')
 LEAVE = 'import sys; from poolformer_dense.errors import told_launcher; sys.exit(told_launcher(75))'
+SHOWN = 'JobId=7\n   JobState={} Reason=None\n   PreemptEligibleTime=2026 PreemptTime={}-11-26'
+PREEMPTED = dict(SLURM_JOB_ID='7', SHOWN=SHOWN.format('RUNNING', '2026'))
+OVER = PREEMPTED | dict(SHOWN=SHOWN.format('COMPLETING', '2026'))
+SIGNALLED = PREEMPTED | dict(SHOWN=SHOWN.format('RUNNING', 'None'))
 PREPARED = """set -euo pipefail
 . {root}/tools/supervise.sh
-scontrol() {{ echo "scontrol $*"; }}
+scontrol() {{ [ "$1" = requeue ] && echo "scontrol $*" || echo "${{SHOWN:-}}"; }}
 forward() {{ echo "$2" > forwarded; kill -USR1 "$1"; }}
 launcher() {{
     trap 'stopped=yes' USR1
@@ -104,6 +108,10 @@ exit "$code" """
         (signal.SIGUSR1, 'echo 075', dict(SLURM_JOB_ID='7', SLURM_PROCID='1'), 75, ''),
         (signal.SIGTERM, 'echo 075', dict(SLURM_JOB_ID='7'), 143, ''),
         (signal.SIGTERM, 'echo 143', dict(SLURM_JOB_ID='7'), 143, ''),
+        # In a time of grace; when that is over; after scancel --signal.
+        (signal.SIGTERM, 'echo 143', PREEMPTED, 143, 'scontrol requeue 7\n'),
+        (signal.SIGTERM, 'echo 143', OVER, 143, ''),
+        (signal.SIGTERM, 'echo 143', SIGNALLED, 143, ''),
         (signal.SIGTERM, 'echo 075', {}, 75, ''),
         (signal.SIGUSR1, 'echo 075', {}, 75, ''),
         (signal.SIGINT, 'echo 130', dict(SLURM_JOB_ID='7'), 130, ''),
