@@ -15,6 +15,7 @@ from ...errors import UserError
 from ...terminal import printable
 from .classes import check_classes
 from .contents import check_annotations
+from .crops import check_crop
 from .evaluation import check_evaluators
 from .ground_truth import check_ground_truth
 from .head_losses import check_losses
@@ -22,8 +23,8 @@ from .model import check_backbone
 from .monitors import check_monitors
 from .packages import check_faster_coco, check_loggers
 from .plan import Notice, Plan
-from .segmentation import check_crop, check_unlabelled
 from .starting_weights import check_checkpoints
+from .unlabelled import check_unlabelled
 
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (

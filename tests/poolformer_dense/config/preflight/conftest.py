@@ -7,6 +7,7 @@ import json
 import pytest
 
 from poolformer_dense.config.load import load_config
+from poolformer_dense.config.preflight.plan import Plan
 
 
 @pytest.fixture
@@ -25,6 +26,19 @@ def segmentation(root, shapes):
         return load_config(str(path), {'data_root': str(shapes / 'ade'), **overrides})
 
     return load
+
+
+@pytest.fixture(scope='session')
+def plan(root, shapes):
+    """Make the plan of the demo's segmentor, with further steps before what its crops become."""
+
+    def make(overrides, splits=('train', 'val', 'test'), steps=()):
+        path = root / 'configs/demo/fpn_poolformer_s12.py'
+        cfg = load_config(str(path), {'data_root': str(shapes / 'ade')} | overrides)
+        cfg.train_dataloader.dataset.pipeline[4:4] = steps
+        return Plan(cfg, splits)
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The unlabelled label is one in losses, data, padding and evaluators; crops have their size."""
+"""The unlabelled label is one in losses, data, padding and evaluators."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import re
 
 import pytest
 
-from poolformer_dense.config.load import load_config
-from poolformer_dense.config.preflight.plan import Plan
-from poolformer_dense.config.preflight.segmentation import check_crop, check_unlabelled
+from poolformer_dense.config.preflight.unlabelled import check_unlabelled
 
 HEAD = 'model.decode_head.ignore_index'
 PAD = 'model.data_preprocessor.seg_pad_val'
@@ -31,17 +29,6 @@ PLAIN = {
 } | {'model.decode_head.num_classes': 5}
 ZERO = {HEAD: 0, PAD: 0, EVALUATOR: 0, TEST: 0, f'{CROP}.ignore_index': 0}
 ROTATE = dict(type='RandomRotate', prob=0.5, degree=10)
-
-
-@pytest.fixture(scope='module')
-def plan(root, shapes):
-    def make(overrides, splits=SPLITS, steps=()):
-        path = root / 'configs/demo/fpn_poolformer_s12.py'
-        cfg = load_config(str(path), {'data_root': str(shapes / 'ade')} | overrides)
-        cfg.train_dataloader.dataset.pipeline[4:4] = steps
-        return Plan(cfg, splits)
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -160,39 +147,3 @@ def test_heads_agree(plan):
     # A head of another task, as STDC's for boundaries, has labels of its own.
     made.cfg.model.auxiliary_head = [head | dict(ignore_index=0, num_classes=2)]
     assert not list(check_unlabelled(made))
-
-
-@pytest.mark.parametrize(
-    ('overrides', 'level', 'said'),
-    [
-        ({}, None, ''),
-        ({SIZE: None, 'model.data_preprocessor.size_divisor': 32}, None, ''),
-        ({f'{CROP}.crop_size': 96}, None, ''),
-        ({f'{CROP}.crop_size': 96, SIZE: [96, 96]}, None, ''),
-        ({SIZE: (512, 512)}, 'WARNING', r'96x96 are padded to .*, 512x512: 96% .*size=\(96,96\)"'),
-        ({f'{CROP}.crop_size': (96, 64)}, 'WARNING', r'crops of 96x64 are .* 96x96: 33% of'),
-        ({f'{CROP}.crop_size': (200, 200)}, 'ERROR', r'crops of 200x200 exceed .*unequal sizes'),
-        ({f'{CROP}.crop_size': (100, 100), RATIO: (1.0, 1.5)}, 'WARNING', 'exc'),
-        ({SIZE: None}, 'ERROR', 'neither size nor size_divisor'),
-        ({'model.data_preprocessor.size_divisor': 32}, 'ERROR', 'both size and size_divisor'),
-    ],
-)
-def test_crops_have_the_size_of_a_batch(plan, overrides, level, said):
-    found = list(check_crop(plan(overrides)))
-    assert [logging.getLevelName(notice.level) for notice in found] == [level] * (level is not None)
-    assert all(re.search(said, notice.text) for notice in found), found
-    assert not list(check_crop(plan(overrides, ['test'])))
-
-
-@pytest.mark.parametrize(
-    ('step', 'warned'),
-    [
-        (dict(type='Pad', size=(96, 96)), False),
-        (dict(type='Pad', size=(128, 96)), True),
-        (dict(type='Resize', scale=(96, 96)), False),  # what comes out is not known
-        (dict(type='CenterCrop', crop_size=(64, 96)), True),
-        (dict(type='PhotoMetricDistortion'), False),
-    ],
-)
-def test_the_last_step_that_changes_the_size_counts(plan, step, warned):
-    assert bool(list(check_crop(plan({}, steps=[step])))) == warned
