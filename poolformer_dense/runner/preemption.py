@@ -23,10 +23,12 @@ from .ranks import greatest, least
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # EX_TEMPFAIL of sysexits.h: "try again later".
 EXIT_CODE = 75
-# A launcher passes on a signal that its group has received too: those are one.
-_ECHO = 1.0  # seconds
+# A launcher passes on a signal that its group has received too: those are one. On a busy node a
+# launcher takes seconds for it, but who presses Ctrl-C twice takes less.
+_ECHO = 5.0  # seconds
+_ECHO_OF_INTERRUPT = 1.0
 # Without a launcher only programs such as timeout send Ctrl-C's signal twice, without a pause.
-_ECHO_OF_INTERRUPT = 0.2  # seconds
+_ECHO_ALONE = 0.2
 # How often forked children look whether their parent is still there.
 _LOOKS = 5.0  # seconds
 
@@ -62,10 +64,13 @@ class _Watch:
         if self.pid != os.getpid():
             return
         now = time.monotonic()
-        alone = number == signal.SIGINT and not is_distributed()
         if self.received is not None:
-            if now - self._received_at > (_ECHO_OF_INTERRUPT if alone else _ECHO):
+            if now - self._received_at > self._echo():
                 os._exit(128 + number)
+            if (self.received, number) == (signal.SIGUSR1, signal.SIGTERM):
+                # Of signals that arrive during one operation Python handles the lowest first, and
+                # tools/slurm_launch.sh passes on SIGTERM as SIGUSR1.
+                self.received = signal.SIGTERM
             return
         if number == signal.SIGINT:
             if not self.can_save:
@@ -73,6 +78,12 @@ class _Watch:
             if first_process():
                 os.write(2, b'\nCtrl-C: the run saves and ends; once more ends it without saving\n')
         self.received, self._received_at = signal.Signals(number), now
+
+    def _echo(self) -> float:
+        """For how long further signals belong to the one received."""
+        if self.received != signal.SIGINT:
+            return _ECHO
+        return _ECHO_OF_INTERRUPT if is_distributed() else _ECHO_ALONE
 
 
 _watch = _Watch()

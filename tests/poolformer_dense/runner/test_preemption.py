@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
@@ -141,7 +142,9 @@ def test_an_average_under_validation_is_not_saved_as_the_weights(runs):
             assert torch.equal(checkpoint['state_dict'][name], average[name]), name
 
 
-def test_a_second_signal_exits_at_once(runs):
+def test_a_second_signal_exits_at_once(runs, monkeypatch):
+    monkeypatch.setattr(preemption, '_ECHO', 1.0)
+
     def stopped() -> None:
         def twice() -> None:
             send(signal.SIGTERM)
@@ -166,7 +169,7 @@ def test_a_second_interrupt_exits_at_once(runs):
             send(signal.SIGINT)
             send(signal.SIGINT)  # as timeout(1) does, to a process and to its group
             begin = time.monotonic()
-            while time.monotonic() - begin < preemption._ECHO_OF_INTERRUPT + 0.05:
+            while time.monotonic() - begin < preemption._ECHO_ALONE + 0.05:
                 pass
             (runs / 'echo').touch()
             send(signal.SIGINT)
@@ -340,6 +343,15 @@ def test_without_its_mark_the_code_is_the_process_own(runs, monkeypatch):
     assert _iteration(runs / 'run') == 4
 
 
+@pytest.mark.parametrize('numbers', itertools.permutations([signal.SIGTERM, signal.SIGUSR1]))
+def test_sigterm_counts_whatever_came_with_it(runs, monkeypatch, numbers):
+    """The script passes on SIGTERM as SIGUSR1, which may come before Slurm's own."""
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+    hook = At('before_train_iter', 3, lambda: [send(number) for number in numbers])
+    assert tiny.fork(runs / 'result', train, runs / 'run', hook).wait() == 143
+    assert _iteration(runs / 'run') == 4
+
+
 @pytest.mark.parametrize(
     ('numbers', 'code'),
     [
@@ -423,6 +435,7 @@ touch started
 until [ -n "$stopped" ]; do read -r -t 0.01 <> <(:) || true; done
 {how}
 """
+SCONTROL = '#!/bin/sh\n[ "$1" = show ] || echo "$*" >> told\n'
 MARK = 'echo 075 > "$PREEMPTED_FILE"'
 
 
@@ -454,7 +467,7 @@ def test_slurms_script_queues_the_job_again(root, tmp_path, number, how, job, co
 
 def _started_under_slurm(script: Path, folder: Path, how: str, job: str) -> subprocess.Popen:
     """Start a script where srun and scontrol are ours."""
-    commands = {'srun': SRUN.format(how=how), 'scontrol': '#!/bin/sh\necho "$*" >> told\n'}
+    commands = {'srun': SRUN.format(how=how), 'scontrol': SCONTROL}
     for name, text in commands.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
