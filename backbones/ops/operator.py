@@ -54,7 +54,10 @@ class Operator:
                 grads = backward(
                     channels_last(grad), given, saved, *arguments[number + len(kept) :]
                 )
-                return [g.to(t.dtype) for t, g in zip(given, grads, strict=False) if g is not None]
+                pairs = zip(given, grads, strict=False)
+                x_grad, *others = [g.to(t.dtype) for t, g in pairs if g is not None]
+                # Compiled code relies on the strides that `fake_backward` promises.
+                return [x_grad, *(g.contiguous() for g in others)]
 
         def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
             given, rest = structure(*arguments[:number]), arguments[number:]

@@ -251,9 +251,14 @@ def test_torch_checks_the_registration(operator, backend):
         'norm_mlp': [inputs['drop'], EPS, torch.float32, True],
     }[operator]
     name = 'modified_layer_norm' if operator == 'norm' else operator
-    torch.library.opcheck(
-        getattr(torch.ops.metaformer, name).default, (x, *weights, *extra, backend)
-    )
+    forward = getattr(torch.ops.metaformer, name).default
+    backward = getattr(torch.ops.metaformer, f'{name}_backward').default
+    torch.library.opcheck(forward, (x, *weights, *extra, backend))
+    given = [x.detach(), *(w.detach() for w in weights)]
+    given += [option for option in extra if isinstance(option, torch.Tensor)]
+    options = [option for option in extra if not isinstance(option, torch.Tensor)]
+    out, *kept = forward(*given, *options, backend)
+    torch.library.opcheck(backward, (torch.ones_like(out), *given, *kept, *options, backend))
 
 
 def test_reference_is_the_papers_equation():
