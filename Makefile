@@ -8,10 +8,10 @@ TEST_JOBS ?= 2
 export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready peers doctor browser demo test test-all soak coverage lint format docs clean
+.PHONY: help setup ready peers doctor browser demo test test-all soak cluster-test coverage lint format docs clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables (for make setup):'
 	@echo '  PYTHON=python3       the Python interpreter of the environment, 3.10 to 3.13'
@@ -52,18 +52,21 @@ define parity
 endef
 
 test: ready  ## run the fast tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak and not cluster' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
 	$(call parity,not slow)
 
-test-all: ready browser  ## run all tests except the soak tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
+test-all: ready browser  ## run all tests except the soak and cluster tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not soak and not cluster' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile
 	$(call parity,)
 
 soak: ready  ## run the soak tests (hundreds of kills, signals, damaged files, full disks): up to 1 hour on 2 cores
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/soak -m soak -n $(TEST_JOBS) --dist loadfile
 
+cluster-test: ready  ## as root: hosts as network namespaces, and Slurm (see CONTRIBUTING.md): up to 20 minutes on 2 cores
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/cluster -m cluster -n $(TEST_JOBS) --dist load
+
 coverage: ready  ## run the fast tests and print which lines they cover, by module (slower than make test)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak and not cluster' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile \
 	  -q --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: ready  ## check style and types
