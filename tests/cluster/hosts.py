@@ -225,13 +225,22 @@ class Host(Namespaces):
         """Undo `cut`."""
         self._switch.run('ip', 'link', 'set', self.name, 'master', 'switch')
 
-    def worsen(self, *netem: object) -> None:
-        """Delay or lose what this host sends.
+    def shape(self, *qdisc: object) -> None:
+        """Make what this host sends slower, or lose some of it.
 
         Args:
-            netem: As for ``tc qdisc ... netem``, e.g. delay 20ms loss 1%.
+            qdisc: As for ``tc qdisc``, e.g. netem delay 20ms loss 1%.
+
+        Raises:
+            AssertionError: The kernel does not have it.
         """
-        self.run('tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', 'netem', *netem)
+        self.run('tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', *qdisc)
+
+    def dropped(self) -> int:
+        """How many packets `shape` has lost."""
+        return int(
+            self.run('tc', '-s', 'qdisc', 'show', 'dev', 'eth0').split('dropped ')[1].split(',')[0]
+        )
 
     def left(self) -> list[str]:
         """What runs here or holds a port, in words."""
@@ -282,7 +291,7 @@ def cluster(folder: Path, names: Sequence[str]) -> Iterator[list[Host]]:
         ]
 
 
-def nothing_left(hosts: Sequence[Host], seconds: float = 10.0) -> None:
+def nothing_left(hosts: Sequence[Host], seconds: float = 30.0) -> None:
     """See that no process runs and no port is held on any host.
 
     Raises:
@@ -292,9 +301,10 @@ def nothing_left(hosts: Sequence[Host], seconds: float = 10.0) -> None:
     def left() -> list[str]:
         return [line for host in hosts for line in host.left()]
 
-    with contextlib.suppress(AssertionError):
-        wait_until(lambda: not left(), 'the end', seconds)
-    assert not left()
+    deadline = time.monotonic() + seconds
+    while found := left():
+        assert time.monotonic() < deadline, f'left behind: {found}'
+        time.sleep(0.2)
 
 
 def stop(pid: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +63,9 @@ class Slurm:
         text = CONFIG.format(controller=self.controller.name, folder=self.folder, nodes=names)
         (self.folder / 'slurm.conf').write_text(text)
         for number in range(8):
-            (self.folder / f'gpu{number}').touch()
+            os.mknod(
+                self.folder / f'gpu{number}', stat.S_IFCHR | 0o600, os.stat('/dev/null').st_rdev
+            )
         (self.folder / 'gres.conf').write_text(f'Name=gpu File={self.folder}/gpu[0-7]\n')
         (self.folder / 'state').mkdir()
         key = self.folder / 'munge.key'

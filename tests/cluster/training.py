@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.checkpoints import read_checkpoint
+from tests.cluster.gate import Gate
 from tests.cluster.hosts import ROOT, Host, Job, wait_until
 from tests.poolformer_dense.runner import tiny
 
@@ -28,11 +29,11 @@ class Detector:
         self.gate = folder / 'gate'
         self.ranks = ranks
         self.gate.mkdir(parents=True)
-        hooks = [dict(type='Gate', folder=str(self.gate), iteration=GATE)] if gate else []
+        hooks = [dict(type=Gate.__name__, folder=str(self.gate), iteration=GATE)] if gate else []
         overrides: dict[str, Any] = {
             'custom_imports.imports': [
                 'backbones', 'poolformer_dense.runner', 'poolformer_dense.report.hook',
-                'tests.cluster.gate',
+                Gate.__module__,
             ],
             'custom_hooks': hooks,
             'default_hooks.report': None,
