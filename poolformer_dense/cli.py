@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from .console import ToolConsole, current_console
 from .errors import RankError, UserError, first_process, told_launcher
 from .literals import parse_value
+from .object_stores import in_store, store_refusal
 from .terminal import printable, printable_logs, say
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -59,7 +60,14 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that prints a wrong argument as `printable` makes it."""
+    """A parser that prints a wrong argument as `printable` makes it, and takes no object store."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            name, _, value = word.rpartition('=') if word.startswith('-') else ('', '', word)
+            if in_store(value):
+                raise store_refusal(name or 'argument', value)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))

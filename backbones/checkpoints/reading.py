@@ -29,9 +29,8 @@ def read_checkpoint(
 
     Args:
         source: A path, an http(s) URL, the name of released weights such as ``poolformer_s12``, a
-            name of mmengine's lists (``torchvision://resnet50``, ``open-mmlab://``, ``mmcls://``)
-            or an object in a store (``s3://``). A download is kept in torch.hub's checkpoint
-            folder.
+            name of mmengine's lists (``torchvision://resnet50``, ``open-mmlab://``, ``mmcls://``).
+            A download is kept in torch.hub's checkpoint folder.
         map_location: Where tensors go; None is the CPU.
         unsafe: Run what the file holds. Its seal and its container must still be right.
 

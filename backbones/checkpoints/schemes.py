@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.fileio import get_local_path
 from mmengine.runner import (
     get_deprecated_model_names,
     get_external_models,
@@ -30,9 +29,6 @@ def local_file(source: str | Path) -> Iterator[Path]:
     scheme, _, name = source.partition('://')
     if not name or is_url(source) or source in RELEASED:
         yield fetch(source)
-    elif scheme.endswith(('s3', 'petrel')):
-        with get_local_path(source, backend_args={'backend': 'petrel'}) as path:
-            yield fetch(path)
     else:
         yield fetch(_address(scheme, name, source))
 
@@ -49,7 +45,7 @@ def _address(scheme: str, name: str, source: str) -> str:
     else:
         raise CheckpointError(
             f'{source}: files of {scheme}:// are not read, as they could not be checked first; '
-            'download it and give its path'
+            'download it (from an object store e.g. with `aws s3 cp`) and give its path'
         )
     if name not in known:
         raise CheckpointError(f'{source}: {scheme}:// has no {name}; give a path or a URL')

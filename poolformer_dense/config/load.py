@@ -24,6 +24,7 @@ from .misspelled import check_spelling
 from .moved import modernize
 from .overrides import apply_overrides
 from .registered import default_scope, name_types
+from .store_paths import refuse_stores
 from .walk import datasets_of, entries_of, nodes_of_type
 
 
@@ -48,7 +49,7 @@ def load_config(
 
     Raises:
         UserError: There is no such config, it can't be read, what it imports is not there, a name
-            in it is misspelled, or an override is wrong.
+            in it is misspelled, a path in it is in an object store, or an override is wrong.
     """
     adopt_logger(MMLogger.get_current_instance())
     cfg = read_config(path)
@@ -72,6 +73,7 @@ def load_config(
     apply_overrides(cfg, overrides or {})
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+    refuse_stores(cfg)
     return cfg
 
 

@@ -201,7 +201,7 @@ def speed(runs: Sequence[Run]) -> list[Part]:
 def file_links(run: Run, out: Path) -> list[Part]:
     """Return links to a work directory's files."""
     last = run.folder / 'last_checkpoint'
-    last_name = Path(last.read_text().strip()).name if last.is_file() else ''
+    last_name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
     rows: list[Row] = []
     for path in sorted(run.folder.glob('*.pth'), key=lambda p: p.stat().st_mtime):
         stat = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 from ..files import replacing
 
 SUMMARY = 'summary.json'
+_RESULTS = ('bbox', 'segm')
+_KEPT_TRUTHS = ('truth.gt.json', 'results.gt.json')
+_LABEL_MAP = re.compile(r'[a-z]+_[0-9]+_(truth|prediction)\.png')
 # Pictures of each of best, median and worst.
 PICTURES = 3
 
@@ -86,7 +90,8 @@ def keep_label_maps(
         confusion[record['cells']] += record['counts']
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob('*.png'):
-        old.unlink()
+        if _LABEL_MAP.fullmatch(old.name):
+            old.unlink()
     scored = [record for record in records if np.isfinite(record['score'])]
     pictures = []
     for kind, places in choose([record['score'] for record in scored]).items():
@@ -186,6 +191,79 @@ def keep_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Write what the report begins with, in one step: an interruption leaves the one before."""
     with replacing(folder / SUMMARY) as file:
         file.write(json.dumps(summary).encode())
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read what `keep_summary` wrote, None if there is nothing.
+
+    The folder may be a stranger's or have been moved: the files that a validation keeps in it are
+    looked for there under the names that they are given here, whatever paths the summary has. Only
+    the images and an annotation file that are outside are where it says.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding='utf-8', errors='replace'))
+        return _IN_PLACE[summary['kind']](summary, folder)
+    except (KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
+        raise ValueError('it is not what a validation leaves') from error
+
+
+def _detections_in_place(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+    given = str(summary['ann_file'])
+    kept = [name for name in _KEPT_TRUTHS if os.path.basename(given) == name]
+    return (
+        summary
+        | _named(summary)
+        | dict(
+            ann_file=str(folder / kept[0]) if kept else given,
+            results={
+                k: str(folder / f'results.{k}.json') for k in _RESULTS if k in summary['results']
+            },
+            images={str(k): str(path) for k, path in summary.get('images', {}).items()},
+        )
+    )
+
+
+def _label_maps_in_place(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+    names = _named(summary)
+    confusion = np.array(summary['confusion'], dtype=np.int64)
+    if confusion.shape != (len(names['classes']),) * 2 or confusion.min(initial=0) < 0:
+        raise ValueError('its confusion matrix does not fit its classes')
+    return (
+        summary
+        | names
+        | dict(
+            confusion=confusion.tolist(),
+            pictures=[_picture(entry) for entry in summary['pictures']],
+        )
+    )
+
+
+def _picture(entry: Mapping[str, Any]) -> dict[str, Any]:
+    sides = {side: os.path.basename(entry[side]) for side in ('truth', 'prediction')}
+    if not all(map(_LABEL_MAP.fullmatch, sides.values())):
+        raise ValueError('a name in it is not that of a label map')
+    return dict(
+        kind=str(entry['kind']), image=str(entry['image']), score=float(entry['score']), **sides
+    )
+
+
+_IN_PLACE = {'detection': _detections_in_place, 'segmentation': _label_maps_in_place}
+
+
+def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
+    palette = summary.get('palette') or None
+    if palette and not all(0 <= value < 256 for r, g, b in palette for value in (r, g, b)):
+        raise ValueError('its palette is not one of colours')
+    return dict(
+        classes=list(map(str, summary['classes'])),
+        palette=[[int(value) for value in colour] for colour in palette] if palette else None,
+    )
 
 
 def _names(metainfo: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
+from ..config.config_text import parse_config
 from ..errors import UserError
-from .validation import SUMMARY
+from .validation import SUMMARY, read_summary
 
 Record = dict[str, Any]
 # The figures by which a run is judged, the first that there is.
@@ -84,7 +83,9 @@ class Run:
     def batch(self) -> int | None:
         """Images of an iteration, of all processes together."""
         images = self.setting('train_dataloader.batch_size')
-        return images and images * int(self.environment.get('GPU number', 1))
+        processes = self.environment.get('GPU number', '1')
+        known = isinstance(images, int) and processes.isdecimal()
+        return images * int(processes[:6]) if known else None
 
     @property
     def seconds(self) -> float:
@@ -146,9 +147,8 @@ def read_run(folder: Path) -> Run:
     _read_config(run, used[-1] / 'vis_data' / 'config.py')
     for log in sorted(used[-1].glob('*.log'))[:1]:
         run.environment = _read_environment(log)
-    summary = folder / 'validation' / SUMMARY
     try:
-        run.validation = json.loads(summary.read_text()) if summary.is_file() else None
+        run.validation = read_summary(folder / 'validation')
     except ValueError as error:
         run.remarks.append(f'validation/{SUMMARY} is unreadable ({error})')
     return run
@@ -162,9 +162,9 @@ def _append_session(run: Run, session: Path) -> None:
     text = (session / 'vis_data' / 'scalars.json').read_text(encoding='utf-8', errors='replace')
     for line in filter(str.strip, text.splitlines()):
         try:
-            record = json.loads(line)
+            record = {k: v for k, v in json.loads(line).items() if _is_figure(v)}
             (train if 'lr' in record or 'iter' in record else val)[record['step']] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, AttributeError, RecursionError):
             broken += 1
     if broken:
         run.remarks.append(f'{session.name}: {broken} lines of the log of figures are unreadable')
@@ -181,6 +181,10 @@ def _append_session(run: Run, session: Path) -> None:
     run.val += [val[step] for step in sorted(val)]
 
 
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and (isinstance(value, float) or abs(value) < 2**63)
+
+
 def _count_in_percent(records: list[Record]) -> None:
     for name in {name for record in records for name in record if _SHARE.search(name)}:
         found = [r for r in records if isinstance(r.get(name), (int, float))]
@@ -195,11 +199,9 @@ def _read_config(run: Run, path: Path) -> None:
         run.remarks.append(f'{path.parts[-3]}: there is no vis_data/config.py')
         return
     run.config_text = path.read_text(encoding='utf-8', errors='replace')
-    try:
-        # What it names to be imported may not exist any more, and is not needed to read it.
-        run.config = Config.fromfile(path, import_custom_modules=False).to_dict()
-    except Exception as error:  # a config is code: anything can be wrong with it
-        run.remarks.append(f'{path.parts[-3]}: the config is unreadable ({type(error).__name__})')
+    run.config = parse_config(run.config_text)
+    if run.config_text.strip() and not run.config:
+        run.remarks.append(f'{path.parts[-3]}: the config is unreadable')
 
 
 def _read_environment(log: Path) -> dict[str, str]:

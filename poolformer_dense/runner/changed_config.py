@@ -6,7 +6,6 @@ whatever the config says; all else is as the config says.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from mmengine.dist import is_main_process
 from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import INF
 
+from ..config.config_text import is_plain, parse_config
 from ..config.walk import entries_of
 from ..errors import UserError
 
@@ -66,48 +66,6 @@ class Difference(NamedTuple):
         return 'checkpoint' if restored else 'config'
 
 
-def parse_config(text: Any) -> dict[str, Any]:
-    """Return what the text of a config says, without running it; what is no literal stays text.
-
-    Nothing is returned if it has a text that mmengine could not write into a file as it is: there
-    it would be code.
-    """
-    try:
-        lines = ast.parse(text).body
-        pairs = [(line.targets, line.value) for line in lines if isinstance(line, ast.Assign)]
-        return {t.id: _value(v) for targets, v in pairs for t in targets if isinstance(t, ast.Name)}
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        return {}
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(entry) for entry in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [key and _key(_value(key)) for key in node.keys]
-        return dict(zip(keys, map(_value, node.values), strict=True))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        merged: dict[Any, Any] = {}
-        for argument in node.args:
-            merged |= _value(argument)
-        return merged | {entry.arg: _value(entry.value) for entry in node.keywords}
-    if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
-        return float(node.id)
-    try:
-        value = ast.literal_eval(node)
-    except ValueError:
-        value = ast.unparse(node)
-    if isinstance(value, str) and '{{' in value:
-        raise ValueError('mmengine replaces this when it reads a file')
-    return value
-
-
-def _key(key: Any) -> Any:
-    if isinstance(key, str) and not (key.isprintable() and {*key}.isdisjoint('\'"\\{')):
-        raise ValueError('mmengine writes keys without escapes')
-    return key
-
-
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Compare two configs in what makes a training."""
     found: list[Difference] = []
@@ -150,6 +108,8 @@ def compare_with_checkpoint(runner: DenseRunner, checkpoint: Mapping[str, Any]) 
     """
     text = checkpoint.get('meta', {}).get('cfg')
     then, now = parse_config(text), {}
+    # What is restored gets into the config that the run writes, which is code.
+    then = then if is_plain(then) else {}
     if then and text != runner.cfg.pretty_text:
         now = parse_config(runner.cfg.pretty_text)
     found = differences(then, now) if now else []

@@ -18,6 +18,7 @@ from backbones.checkpoints import read_checkpoint
 
 from ..errors import UserError
 from ..files import remove_unfinished, replacing, save_sealed
+from ..object_stores import in_store, store_refusal
 from .ranks import SaveFailed, any_rank, write_on_main
 from .replaced import Names, Replaced
 from .state import require_dense_runner
@@ -45,6 +46,9 @@ class AtomicCheckpointHook(CheckpointHook):
         arguments: As for mmengine's hook.
         minutes: The longest time without a save; 0 for saves by interval alone.
         options: As for mmengine's hook.
+
+    Raises:
+        UserError: ``out_dir`` is in an object store.
     """
 
     file_backend: Any
@@ -53,6 +57,8 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*arguments, **options)
         if self.args:
             raise TypeError(f'AtomicCheckpointHook takes no {", ".join(map(repr, self.args))}')
+        if in_store(self.out_dir):
+            raise store_refusal('out_dir', self.out_dir)
         if minutes < 0:
             raise ValueError(f'minutes is {minutes}: it must be 0 or more')
         self.minutes = minutes

@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.preflight.packages import faster_coco_fault
+from ..config.store_paths import refuse_stores
 from ..console import ASIDE, adopt_logger, current_console
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
@@ -62,6 +63,11 @@ class DenseRunner(LoadingRunner):
     """
 
     # --- building ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_cfg(cls, cfg: Config | dict) -> DenseRunner:
+        refuse_stores(cfg)
+        return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
         join_processes(self.launcher)

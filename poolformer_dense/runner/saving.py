@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +13,7 @@ from typing import Any
 
 import mmengine
 from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.runner import Runner, save_checkpoint, weights_to_cpu
+from mmengine.runner import Runner, weights_to_cpu
 from mmengine.utils import apply_to
 
 from backbones import __version__
@@ -108,14 +108,14 @@ class SavingRunner(Runner):
         """Save a checkpoint that is complete and on disk once it has its name.
 
         Args:
-            out_dir: The folder, or the prefix of an object store.
+            out_dir: The folder.
             filename: The name in it.
-            file_client_args: As for mmengine.
+            file_client_args: Not used.
             save_optimizer: Whether to save the optimizer.
             save_param_scheduler: Whether to save the schedules.
             meta: Entries for ``meta``.
             by_epoch: Whether ``meta`` counts an epoch as complete, or else an iteration.
-            backend_args: As for mmengine.
+            backend_args: Not used.
 
         Raises:
             OSError: Outside `saving_together`: it could not be written.
@@ -125,13 +125,8 @@ class SavingRunner(Runner):
         def write() -> None:
             checkpoint = self._checkpoint(save_optimizer, save_param_scheduler, meta, by_epoch)
             self.call_hook('before_save_checkpoint', checkpoint=checkpoint)
-            backend = get_file_backend(out_dir, backend_args=backend_args)
-            path = backend.join_path(out_dir, filename)
-            if isinstance(backend, LocalBackend) and not file_client_args:
-                mmengine.mkdir_or_exist(out_dir)
-                save_sealed(checkpoint, path)
-            else:
-                save_checkpoint(checkpoint, path, file_client_args, backend_args)
+            mmengine.mkdir_or_exist(out_dir)
+            save_sealed(checkpoint, os.path.join(out_dir, filename))
 
         if self._run_state is not None:
             write_on_main(filename, write)

@@ -53,19 +53,12 @@ def test_names_of_mmengine_are_vetted(evil, tmp_path, monkeypatch, source):
         read_checkpoint(source.replace('resnet50', 'vgg'))
 
 
-def test_object_stores_are_vetted(evil, tmp_path, monkeypatch):
-    class Local:
-        def __enter__(self):
-            return evil
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(schemes, 'get_local_path', lambda source, backend_args: Local())
-    for source in ('s3://bucket/evil.pth', 'cluster:s3://bucket/evil.pth', 'petrel://evil.pth'):
-        with safe_reading(), pytest.raises(CheckpointError, match='never run'):
-            load_checkpoint(nn.Linear(1, 1), source)
-    assert not (tmp_path / 'harmed').exists()
+@pytest.mark.parametrize(
+    'source', ['s3://bucket/a.pth', 'cluster:s3://bucket/a.pth', 'petrel://a.pth', 'gs://b/a.pth']
+)
+def test_object_stores_are_refused(source):
+    with safe_reading(), pytest.raises(CheckpointError, match=r'aws s3 cp.*give its path'):
+        load_checkpoint(nn.Linear(1, 1), source)
 
 
 def test_no_loader_of_mmengine_is_left_and_all_come_back():
@@ -73,7 +66,7 @@ def test_no_loader_of_mmengine_is_left_and_all_come_back():
     with safe_reading():
         assert len(CheckpointLoader._schemes) >= 10
         assert len(set(CheckpointLoader._schemes.values())) == 1
-        with pytest.raises(CheckpointError, match=r'pavi://.*download it and give its path'):
+        with pytest.raises(CheckpointError, match=r'pavi://.*download it.*and give its path'):
             CheckpointLoader.load_checkpoint('pavi://x')
     assert CheckpointLoader._schemes == before
 

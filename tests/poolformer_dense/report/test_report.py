@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -27,7 +28,12 @@ from poolformer_dense.report.hook import ReportHook
 from poolformer_dense.report.page import write_report
 from poolformer_dense.report.scores import Detections
 from poolformer_dense.report.sections import accuracy
-from poolformer_dense.report.validation import choose, intersection_over_union
+from poolformer_dense.report.validation import (
+    SUMMARY,
+    choose,
+    intersection_over_union,
+    read_summary,
+)
 from poolformer_dense.report.workdir import read_run
 from poolformer_dense.terminal import printable
 from tests.poolformer_dense.report.report_runs import (
@@ -129,6 +135,72 @@ def test_reading_a_config_imports_nothing(tmp_path, monkeypatch):
     assert run.setting('a.b') == 3
     assert run.remarks == []
     assert 'named_by_a_config' not in sys.modules
+
+
+def test_a_config_is_not_run(tmp_path):
+    harmed = tmp_path / 'harmed'
+    config = f'import os\nx = os.mkdir({str(harmed)!r})\ntrain_cfg = dict(max_epochs=7)\n'
+    write_session(tmp_path / 'work', [train_record(10)], config=config)
+    assert read_run(tmp_path / 'work').setting('train_cfg.max_epochs') == 7
+    assert 'os.mkdir' in _page(tmp_path / 'work')
+    assert not harmed.exists()
+
+
+class TestAReceivedFolder:
+    """What another's folder says of files is not where they are looked for."""
+
+    def test_predictions_are_its_own(self, tmp_path):
+        work, secret = tmp_path / 'work', tmp_path / 'results.bbox.json'
+        write_detections(_simple_run(work), ['a', 'b'])
+        page = _section(_page(work), 'classes')
+        summary = _summary(work)
+        secret.write_text('secret')
+        (work / 'validation/summary.json').write_text(
+            json.dumps(summary | dict(results=dict(bbox=str(secret), other='/dev/zero')))
+        )
+        assert _section(_page(work), 'classes') == page
+
+    @pytest.mark.parametrize('name', ['../secret.png', '/etc/passwd', '..', 'best_1_truth.png\0'])
+    def test_label_maps_are_its_own(self, tmp_path, name):
+        write_label_maps(_simple_run(tmp_path), ['a', 'b'])
+        summary = _summary(tmp_path)
+        summary['pictures'][0]['truth'] = name
+        (tmp_path / 'validation/summary.json').write_text(json.dumps(summary))
+        assert 'summary.json is unreadable' in _section(_page(tmp_path), 'summary')
+
+    @settings(deadline=None, max_examples=30)
+    @given(
+        st.recursive(
+            st.none() | st.integers() | st.text() | st.floats(),
+            lambda inner: st.lists(inner) | st.dictionaries(
+                st.sampled_from(['kind', 'classes', 'palette', 'confusion', 'images', 'results']),
+                inner | st.sampled_from(['detection', 'segmentation']),
+            ),
+        )
+    )  # fmt: skip
+    def test_a_summary_is_right_or_told(self, tmp_path_factory, summary):
+        folder = tmp_path_factory.mktemp('summary')
+        (folder / SUMMARY).write_text(json.dumps(summary))
+        with contextlib.suppress(ValueError):  # all else fails the test
+            read_summary(folder)
+
+    @pytest.mark.parametrize(
+        'line',
+        ['7', '[]', '{"step": "1"}', '{"step": [1]}', '{"step": 1, "lr": {}}', '[' * 5000],
+    )
+    def test_figures_that_are_none_are_left_out(self, tmp_path, line):
+        folder = _simple_run(tmp_path)
+        [path] = folder.glob('*/vis_data/scalars.json')
+        path.write_text(path.read_text() + line + '\n{"step": 20, "lr": 0.1, "loss": "x"}\n')
+        assert 'Loss' in _page(folder)
+
+    def test_pictures_of_others_stay(self, tmp_path):
+        mine = tmp_path / 'validation/mine.png'
+        mine.parent.mkdir()
+        mine.touch()
+        write_label_maps(_simple_run(tmp_path), ['a', 'b'])
+        write_label_maps(tmp_path, ['a', 'b'])
+        assert mine.exists()
 
 
 @pytest.mark.parametrize('make', [False, True])

@@ -12,31 +12,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from poolformer_dense.config.config_text import parse_config
 from poolformer_dense.errors import UserError
-from poolformer_dense.runner.changed_config import differences, parse_config
+from poolformer_dense.runner.changed_config import differences
 from tests.poolformer_dense.runner import tiny
 
 OPTIONS = dict(checkpoint=dict(type='AtomicCheckpointHook', minutes=0))
 # The training is stopped after 6 of 12 steps.
 SCHEDULE = [dict(type='MultiStepLR', by_epoch=True, begin=0, end=2, milestones=[1], gamma=0.1)]
-
-
-class TestParseConfig:
-    def test_it_reads_what_mmengine_writes(self):
-        content = dict(
-            a=float('inf'), b={'x-y': 1, 'z': (1,)}, c=dict(d=[dict(type='A')], e=None, f=-1.5),
-            g=r'^a\d', h=[], i={}, j=True,
-        )  # fmt: skip
-        assert parse_config(Config(content).pretty_text) == content | dict(b={'x-y': 1, 'z': [1]})
-
-    def test_it_runs_nothing(self, tmp_path):
-        text = f'a = open({str(tmp_path / "opened")!r}, "w")\nimport os\nb = 1'
-        assert parse_config(text) == dict(a=f"open({str(tmp_path / 'opened')!r}, 'w')", b=1)
-        assert not list(tmp_path.iterdir())
-
-    @pytest.mark.parametrize('text', [None, 3, 'a = (', 'a\0', '(' * 10_000, 'a = dict(3)', b'a'])
-    def test_what_is_no_config_has_nothing(self, text):
-        assert parse_config(text) == {}
 
 
 class TestDifferences:
