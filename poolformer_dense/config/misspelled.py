@@ -25,6 +25,7 @@ from mmengine.runner import (
     ValLoop,
 )
 from torch import nn
+from torch.distributed import init_process_group
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
@@ -54,7 +55,10 @@ TYPELESS = {
     'val_cfg': _names(ValLoop),
     'test_cfg': _names(TestLoop),
     'auto_scale_lr': frozenset({'enable', 'base_batch_size'}),
-    'env_cfg': frozenset({'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'}),
+    'env_cfg': frozenset(
+        {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit', 'report_after'}
+    ),
+    'env_cfg.dist_cfg': _names(init_process_group) | {'init_backend', 'port'},
     'log_processor': _names(LogProcessor),
     'optim_wrapper.clip_grad': _names(clip_grad_norm_, clip_grad_value_) | {'type'},
     'randomness': frozenset({'seed', 'deterministic', 'diff_rank_seed'}),

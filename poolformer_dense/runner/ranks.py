@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
 
+from .waiting import main_busy
+
 
 class SaveFailed(Exception):
     """A file could not be written; raised on every rank."""
@@ -44,12 +46,13 @@ def write_on_main(name: str, write: Callable[[], None]) -> None:
         SaveFailed: On all ranks, if it raised OSError.
     """
     failure = None
-    if is_main_process():
-        try:
-            write()
-        except OSError as error:
-            failure = f'{name} could not be saved ({error})'
-    failures = [failure]
-    broadcast_object_list(failures)
+    with main_busy(f'saving {name}'):
+        if is_main_process():
+            try:
+                write()
+            except OSError as error:
+                failure = f'{name} could not be saved ({error})'
+        failures = [failure]
+        broadcast_object_list(failures)
     if failures[0]:
         raise SaveFailed(failures[0])

@@ -41,6 +41,7 @@ from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
 from .substitutes import substitute
+from .waiting import enter, enter_hooks, leave_hooks
 from .workers import clear_errors, fit_workers
 
 # Hooks that every run has, unless default_hooks has None under the name.
@@ -70,8 +71,8 @@ class DenseRunner(LoadingRunner):
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
-        join_processes(self.launcher)
-        super().setup_env(env_cfg)
+        super().setup_env(join_processes(self.launcher, env_cfg))
+        enter('the start', busy=True)
 
     def build_logger(
         self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any
@@ -220,7 +221,10 @@ class DenseRunner(LoadingRunner):
         if fn_name == 'after_val_epoch':
             # What is saved from here on needs no validation when it is resumed.
             self.position.settle()
+        batch = kwargs.get('batch_idx', 0)
+        enter_hooks(self, fn_name, batch)
         super().call_hook(fn_name, **kwargs)
+        leave_hooks(self, fn_name, batch)
 
 
 def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:

@@ -20,6 +20,8 @@ TIMEOUT = 45
 _GRACE = 5.0  # more, before a worker is killed
 _gave_up = threading.Event()
 _RESUME = 'then resume with --resume'
+# What the backend says when the system has given up a connection.
+_LOST = r'Connection timed out|No route to host|is unreachable|Broken pipe'
 
 
 # What torch refuses of a loader without workers.
@@ -122,6 +124,11 @@ def _explain(error: Exception) -> UserError | None:
     if worker is None:
         if isinstance(error, RuntimeError) and re.search(r'Connection (closed|reset)', text):
             return RankError('another process of this run has ended; see its message')
+        if isinstance(error, RuntimeError) and re.search(_LOST, text):
+            return RankError(
+                f'the network to another process of this run is down ({text.splitlines()[0]}); '
+                f'{_RESUME}'
+            )
         return None
     pids, end = worker.groups()
     end = end.strip().partition('\n')[0].rstrip('. ')
