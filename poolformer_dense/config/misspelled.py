@@ -68,6 +68,8 @@ _PARAMWISE = frozenset({
     'custom_keys', 'dcn_offset_lr_mult', 'dwconv_decay_mult', 'flat_decay_mult',
     'norm_decay_mult',
 })  # fmt: skip
+# What data sets read of filter_cfg; one of another project may read more.
+_FILTERS = frozenset({'filter_empty_gt', 'min_size', 'bbox_min_size'})
 _CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 # What is taken out of a node before its class sees the rest.
 _TAKEN_OUT: dict[type, frozenset[str]] = {
@@ -141,6 +143,8 @@ def misspelled(cfg: Config) -> Iterator[Misspelled]:
             around[place] = find_types(node.get('type'), scope)
             yield from _unregistered(place, node, scope, around[place])
             taken = arguments_at(cfg, place, node, scope)
+            if taken is None and owners and place.endswith('.filter_cfg'):
+                taken = Arguments(_FILTERS)
             if taken is None:
                 continue
             for name in node:

@@ -44,6 +44,9 @@ def load(root, tmp_path):
          'train_dataloader.batch_size'),
         ('train_dataloader = dict(dataset=dict(anno_file=1))', "(CocoDataset takes no 'anno_file')"
          '; the nearest valid key is train_dataloader.dataset.ann_file'),
+        ('train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty=True)))',
+         'filter_cfg.filter_empty does not exist (nothing reads it); the nearest valid key is '
+         'train_dataloader.dataset.filter_cfg.filter_empty_gt'),
         ('train_dataloader = dict(sampler=dict(shufle=True))', 'train_dataloader.sampler.shuffle'),
         ('x = _base_.train_pipeline\nx[2].keep_ration = True\n'
          'train_dataloader = dict(dataset=dict(pipeline=x))', 'dataset.pipeline.2.keep_ratio'),
