@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # What there is no other way around, and why; a change is put back by a context manager.
 ALLOWED = {
     'private: BaseLoop._decide_current_val_interval': 'follows val_interval through its milestones',
+    'private: BaseVisBackend._env_initialized': 'whether its run at the server has begun',
+    'private: BaseVisBackend._init_env': 'begins its run at the server: where to say which',
+    'private: BaseVisBackend._save_dir': 'where it keeps runs without a server',
     'private: CheckpointHook._publish_model': 'writes what is published; ours reads it safely',
     'private: CheckpointHook._save_best_checkpoint': 'removes the best before the new is there',
     'private: CheckpointHook._save_checkpoint_with_step': 'removes before the new is there',

@@ -7,7 +7,9 @@ and from ``RUNNERS.build(cfg)``.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from ..config.preflight.packages import faster_coco_fault
 from ..config.store_paths import refuse_stores
+from ..config.walk import entries_of
 from ..console import ASIDE, adopt_logger, current_console
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
@@ -41,9 +44,11 @@ from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
 from .substitutes import substitute
+from .tracking import TrackingHook, continued, is_tracker
 from .waiting import enter, enter_hooks, leave_hooks
 from .workers import clear_errors, fit_workers
 
+_numbers = itertools.count()
 # Hooks that every run has, unless default_hooks has None under the name.
 _ALWAYS: dict[str, type[Hook]] = dict(
     numerical_guard=NumericalGuardHook,
@@ -52,6 +57,7 @@ _ALWAYS: dict[str, type[Hook]] = dict(
     start_report=StartReportHook,
     batch_report=BatchReportHook,
     empty_result=EmptyResultHook,
+    tracking=TrackingHook,
 )
 
 
@@ -62,6 +68,9 @@ class DenseRunner(LoadingRunner):
     What it saves is in `SavingRunner`, how it loads and resumes in `LoadingRunner`; here is what it
     builds and runs.
     """
+
+    # Backends whose runs on a server are continued when the training is resumed.
+    tracker_names: Sequence[str] = ()
 
     # --- building ------------------------------------------------------------------------------
 
@@ -83,7 +92,12 @@ class DenseRunner(LoadingRunner):
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
         """Build this run's visualizer; by its name in the config it would be an earlier run's."""
         if isinstance(visualizer, dict):
-            visualizer = {**visualizer, 'name': self.log_dir}
+            given = entries_of(visualizer.get('vis_backends'))
+            backends = [continued(backend, self.work_dir) for _, backend in given]
+            # Two runs that begin within a second have one log_dir.
+            name = f'{self.log_dir} ({next(_numbers)})'
+            self.tracker_names = [b['name'] for b in backends if is_tracker(b)]
+            visualizer = {**visualizer, 'name': name, 'vis_backends': backends}
         return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
