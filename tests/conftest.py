@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(folder / 'coco', num_train=8, num_val=4)
     write_ade20k(folder / 'ade', num_train=8, num_val=4)
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope='session')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ def warmed(tmp_path_factory: pytest.TempPathFactory) -> None:
 def runs(warmed: None, tmp_path: Path) -> Path:
     """A folder for runs, in a process that is ready to be forked."""
     return tmp_path
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port for torchrun."""
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
