@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -20,6 +21,8 @@ from torch import Tensor
 from backbones.checkpoints import CheckpointError
 from backbones.checkpoints.refusals import first_line
 from backbones.checkpoints.seal import SEAL_PREFIX, SEAL_SIZE
+
+from .errors import UserError
 
 _SUFFIX = '.saving'
 
@@ -94,6 +97,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def require_writable(folder: str | os.PathLike[str], what: str, remedy: str) -> None:
+    """Refuse a folder in which no file can be written, without leaving anything there.
+
+    Args:
+        folder: It need not exist yet.
+        what: What names the folder, for the message: a config's key or an argument.
+        remedy: How to name another one.
+
+    Raises:
+        UserError: It, or the one in which it would be made, can't be written.
+    """
+    place = Path(folder).absolute()
+    try:
+        # A file on the way is found, and a link that leads nowhere.
+        while not place.is_dir() and not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b'.')
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        where = '' if place == Path(folder).absolute() else f' in {place}'
+        reason = 'it is not a folder' if place.exists() and not place.is_dir() else error.strerror
+        raise UserError(
+            f'{what}: {folder} can not be written{where} ({reason}): logs and checkpoints go '
+            f'there; {remedy}'
+        ) from error
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import IO
 from mmengine.logging import print_log
 
 from ..errors import UserError
+from ..files import require_writable
 
 FILE_NAME = 'training.lock'
 _held: dict[Path, int] = {}  # folders, and the process that has locked each
@@ -35,7 +36,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder: The work directory.
 
     Raises:
-        UserError: Another process trains in it.
+        UserError: Another process trains in it, or no file can be written in it.
     """
     place = Path(folder).resolve()
     own = os.getpid()
@@ -60,6 +61,7 @@ def _lock(path: Path) -> IO[str] | None:
         try:
             file = path.open('a+')
         except OSError as error:
+            require_writable(path.parent, 'work directory', 'name another one with --work-dir')
             _warn(path, error)
             return None
         try:

@@ -7,13 +7,18 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from mmengine.structures import BaseDataElement
+from torch import Tensor, UntypedStorage
+from torch.utils.data import DataLoader, get_worker_info
+
 from ..errors import RankError, UserError
+from ..shared_memory import FOLDER, REMEDY, megabytes, room_for_batches
 
 # Seconds without a batch after which a run stops; with the time to stop, within a minute.
 TIMEOUT = 45
@@ -22,6 +27,9 @@ _gave_up = threading.Event()
 _RESUME = 'then resume with --resume'
 # What the backend says when the system has given up a connection.
 _LOST = r'Connection timed out|No route to host|is unreachable|Broken pipe'
+_PAGE = 4096
+# Free shared memory below which a batch that does not come may have found no room.
+_SCANT = 16 << 20
 
 
 # What torch refuses of a loader without workers.
@@ -38,6 +46,55 @@ def fit_workers(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     if dataloader.get('num_workers', 0) > 0:
         return dict(timeout=TIMEOUT) | dict(dataloader)
     return {key: value for key, value in dataloader.items() if key not in _OF_WORKERS}
+
+
+def refusing_without_room(loader: DataLoader) -> DataLoader:
+    """Let a loader's workers raise where a batch finds no room in shared memory.
+
+    torch loses it in a thread of the worker, and the run would wait for it.
+    """
+    if loader.num_workers > 0 and not isinstance(loader.collate_fn, _WithRoom):
+        loader.collate_fn = _WithRoom(loader.collate_fn)
+    return loader
+
+
+class _WithRoom:
+    """Collates a batch and sees, in a worker, that there is room for it.
+
+    Args:
+        collate: What makes the batch.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        batch = self.collate(samples)
+        room = room_for_batches() if get_worker_info() is not None else None
+        if room is not None and (size := _shared_bytes(batch)) > room.free:
+            raise RankError(
+                f'shared memory is full: a batch takes {megabytes(size)}, and {FOLDER} has {room}; '
+                f'{REMEDY}; {_RESUME}'
+            )
+        return batch
+
+
+def _shared_bytes(batch: Any) -> int:
+    """How many bytes of a batch go through shared memory: those of its tensors, in pages."""
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in _storages(batch)}
+    return sum(-(-size // _PAGE) * _PAGE for size in sizes.values())
+
+
+def _storages(batch: Any) -> Iterator[UntypedStorage]:
+    if isinstance(batch, Tensor):
+        if not batch.is_shared():
+            yield batch.untyped_storage()
+    elif isinstance(batch, (Mapping, BaseDataElement)):
+        for value in batch.values():
+            yield from _storages(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _storages(value)
 
 
 def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
@@ -113,6 +170,12 @@ def _explain(error: Exception) -> UserError | None:
             return None
         return type(error)(inner.group(1))
     if text.startswith('DataLoader timed out') or _gave_up.is_set():
+        room = room_for_batches()
+        if room is not None and room.free < _SCANT:
+            return RankError(
+                'no batch came from the data loading workers, for which shared memory seems to be '
+                f'too small: {FOLDER} has {room}; {REMEDY}; {_RESUME}'
+            )
         return RankError(
             'no batch came from the data loading workers within train_dataloader.timeout: one is '
             'stuck, or the storage is slow. If it is only slow, give it more time with '
@@ -133,7 +196,8 @@ def _explain(error: Exception) -> UserError | None:
     pids, end = worker.groups()
     end = end.strip().partition('\n')[0].rstrip('. ')
     if 'Bus error' in text or 'SIGBUS' in text:
-        remedy = 'shared memory is full: enlarge /dev/shm (docker run --shm-size=16g)'
+        room = room_for_batches()
+        remedy = f'shared memory is full: {FOLDER} has {room}; {REMEDY}'
     else:
         remedy = (
             'the system kills a process when memory runs out: give the job more, or lower '

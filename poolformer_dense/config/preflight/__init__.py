@@ -6,19 +6,22 @@ Each check is a function in `CHECKS` that yields what it finds. Training and tes
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ...errors import UserError
+from ...errors import RankError, UserError, first_on_host, first_process
 from ...terminal import printable
 from .classes import check_classes
 from .contents import check_annotations
 from .crops import check_crop
 from .evaluation import check_evaluators
+from .folders import check_folders
 from .ground_truth import check_ground_truth
 from .head_losses import check_losses
+from .loaders import check_shared_memory
 from .model import check_backbone
 from .monitors import check_monitors
 from .packages import check_faster_coco, check_loggers
@@ -30,7 +33,9 @@ from .unlabelled import check_unlabelled
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_stores,
+    check_folders,
     check_loggers,
+    check_shared_memory,
     check_faster_coco,
     check_backbone,
     check_losses,
@@ -58,5 +63,7 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
     for check in CHECKS:
         for finding in check(plan):
             if finding.level >= logging.ERROR:
+                if finding.of_host and first_on_host() and not first_process():
+                    raise RankError(f'on {socket.gethostname()}: {finding.text}')
                 raise UserError(finding.text)
             print_log(printable(finding.text), 'current', finding.level)

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import RankError, UserError
 from poolformer_dense.runner.runner import build_runner
-from poolformer_dense.runner.workers import TIMEOUT, clear_errors, fit_workers
+from poolformer_dense.runner.workers import (
+    TIMEOUT,
+    _shared_bytes,
+    clear_errors,
+    fit_workers,
+    refusing_without_room,
+)
+from poolformer_dense.shared_memory import Room
 from tests.poolformer_dense.runner import tiny
 
 
@@ -58,6 +70,7 @@ def _consume(timeout: float, **options: Any) -> tuple[str, str, int]:
     loader = DataLoader(
         FatalDataset(at=7, length=24, **options), batch_size=2, num_workers=2, timeout=timeout
     )
+    loader = refusing_without_room(loader)
     try:
         with clear_errors():
             for _ in loader:
@@ -124,6 +137,71 @@ def test_stuck_worker_is_one_line_and_is_ended(failure: Callable[..., Any]) -> N
     assert left == 0
     assert 'one is stuck' in message
     assert 'train_dataloader.timeout=300' in message
+
+
+def test_full_shared_memory_is_one_line_at_once(
+    failure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(free=1000, total=300 << 10)
+    monkeypatch.setattr('poolformer_dense.runner.workers.room_for_batches', lambda: room)
+    start = time.monotonic()
+    # No image ends its worker.
+    kind, message, left = failure(signal='SIGCONT', timeout=60)
+    assert time.monotonic() - start < 30
+    assert (kind, left) == ('RankError', 0)
+    assert message.startswith('shared memory is full: a batch takes 0.0 MB, and /dev/shm has 0.0 ')
+    assert 'MB of 0.3 MB free; enlarge it (docker run --shm-size=16g, or --ipc=host' in message
+    assert 'num_workers=0 does without it; then resume with --resume' in message
+
+
+def test_a_batch_that_does_not_come_may_have_found_no_room(
+    failure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(free=100_000, total=300 << 10)
+    monkeypatch.setattr('poolformer_dense.runner.workers.room_for_batches', lambda: room)
+    kind, message, _ = failure(signal='SIGSTOP', timeout=1)
+    assert kind == 'RankError'
+    assert 'shared memory seems to be too small: /dev/shm has 0.1 MB of 0.3 MB free' in message
+
+
+def test_tensors_that_share_their_memory_count_once() -> None:
+    whole = torch.zeros(4, 5000, dtype=torch.uint8)
+    element = BaseDataElement(gt=whole[0], other=torch.zeros(1))
+    batch = dict(inputs=[whole, whole[1:]], data_samples=[element], names=('a', 'b'))
+    assert _shared_bytes(batch) == 20480 + 4096
+    assert _shared_bytes(torch.zeros(3).share_memory_()) == 0
+
+
+@pytest.mark.skipif(not Path('/dev/shm').is_dir(), reason='there is no /dev/shm')
+def test_small_shared_memory_for_real(root: Path) -> None:
+    """300 kB of it, in a mount namespace of its own: an error at once; small batches fit."""
+    command = ['unshare', '-m', 'sh', '-c']
+    mount = 'mount -t tmpfs -o size=300k tmpfs /dev/shm'
+    if shutil.which('unshare') is None or subprocess.run([*command, mount]).returncode:
+        pytest.skip('can not mount a tmpfs in a namespace here')
+    script = f'{mount} && exec {sys.executable} -c "$0" "$@"'
+    for size, expected in ((20, 'batches: 4'), (400, 'RankError: shared memory is full')):
+        done = subprocess.run(
+            [*command, script, SMALL, str(size)], cwd=root, capture_output=True, text=True
+        )
+        assert expected in done.stdout, done.stdout + done.stderr
+
+
+SMALL = """
+import sys
+import torch
+from poolformer_dense.runner.workers import clear_errors, refusing_without_room
+side = int(sys.argv[1])
+samples = [torch.zeros(3, side, side, dtype=torch.uint8)] * 8
+loader = torch.utils.data.DataLoader(
+    samples, batch_size=2, num_workers=1, timeout=60, collate_fn=torch.stack)
+loader = refusing_without_room(loader)
+try:
+    with clear_errors():
+        print('batches:', len(list(loader)))
+except Exception as error:
+    print(f'{type(error).__name__}: {error}')
+"""
 
 
 def test_users_error_of_a_worker_stays_one_line(failure: Callable[..., Any]) -> None:
