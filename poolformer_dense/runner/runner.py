@@ -46,7 +46,7 @@ from .quarantine import DirtyDataHook
 from .substitutes import substitute
 from .tracking import TrackingHook, continued, is_tracker
 from .waiting import enter, enter_hooks, leave_hooks
-from .workers import clear_errors, fit_workers, refusing_without_room
+from .workers import clear_errors, fit_workers, with_room
 
 _numbers = itertools.count()
 # Hooks that every run has, unless default_hooks has None under the name.
@@ -150,8 +150,8 @@ class DenseRunner(LoadingRunner):
             check_order_as_built(dataloader.dataset)
         else:
             dataset = in_class_order(dataloader['dataset'], DATASETS)
-            dataloader = fit_workers({**dataloader, 'dataset': dataset})
-        return refusing_without_room(Runner.build_dataloader(dataloader, seed, diff_rank_seed))
+            dataloader = with_room(fit_workers({**dataloader, 'dataset': dataset}))
+        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training's loop; of mmengine's two, our subclass, which resumes exactly."""

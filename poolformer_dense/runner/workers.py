@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, UntypedStorage
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from ..errors import RankError, UserError
 from ..shared_memory import FOLDER, REMEDY, megabytes, room_for_batches
@@ -48,18 +50,24 @@ def fit_workers(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in dataloader.items() if key not in _OF_WORKERS}
 
 
-def refusing_without_room(loader: DataLoader) -> DataLoader:
-    """Let a loader's workers raise where a batch finds no room in shared memory.
+def with_room(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataloader's config whose workers raise where a batch finds no shared memory.
 
     torch loses it in a thread of the worker, and the run would wait for it.
     """
-    if loader.num_workers > 0 and not isinstance(loader.collate_fn, _WithRoom):
-        loader.collate_fn = _WithRoom(loader.collate_fn)
-    return loader
+    config = dict(dataloader)
+    collate = config.get('collate_fn', dict(type='pseudo_collate'))
+    if isinstance(collate, Mapping):  # read as mmengine does
+        options = dict(collate)
+        kind = options.pop('type')
+        collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **options)
+    if config.get('num_workers', 0) > 0 and callable(collate):
+        config['collate_fn'] = CollateWithRoom(collate)
+    return config
 
 
-class _WithRoom:
-    """Collates a batch and sees, in a worker, that there is room for it.
+class CollateWithRoom:
+    """Collates a batch and sees, in a worker, that there is shared memory for it.
 
     Args:
         collate: What makes the batch.

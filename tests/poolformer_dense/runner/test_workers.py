@@ -17,17 +17,18 @@ import pytest
 import torch
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import RankError, UserError
-from poolformer_dense.runner.runner import build_runner
+from poolformer_dense.runner.runner import DenseRunner, build_runner
 from poolformer_dense.runner.workers import (
     TIMEOUT,
+    CollateWithRoom,
     _shared_bytes,
     clear_errors,
     fit_workers,
-    refusing_without_room,
+    with_room,
 )
 from poolformer_dense.shared_memory import Room
 from tests.poolformer_dense.runner import tiny
@@ -68,9 +69,12 @@ class FatalDataset(tiny.TinyDataset):
 def _consume(timeout: float, **options: Any) -> tuple[str, str, int]:
     """Load until it fails; return the error's type and text, and how many workers are left."""
     loader = DataLoader(
-        FatalDataset(at=7, length=24, **options), batch_size=2, num_workers=2, timeout=timeout
+        FatalDataset(at=7, length=24, **options),
+        batch_size=2,
+        num_workers=2,
+        timeout=timeout,
+        collate_fn=CollateWithRoom(default_collate),
     )
-    loader = refusing_without_room(loader)
     try:
         with clear_errors():
             for _ in loader:
@@ -164,6 +168,21 @@ def test_a_batch_that_does_not_come_may_have_found_no_room(
     assert 'shared memory seems to be too small: /dev/shm has 0.1 MB of 0.3 MB free' in message
 
 
+@pytest.mark.parametrize(
+    'given', [{}, dict(collate_fn=dict(type='default_collate')), dict(collate_fn=default_collate)]
+)
+def test_the_runners_loaders_see_to_their_room(given: dict) -> None:
+    options = dict(dataset=[1, 2], sampler=dict(type='DefaultSampler', shuffle=False), **given)
+    loader = DenseRunner.build_dataloader(dict(batch_size=2, num_workers=1, **options))
+    assert isinstance(loader.collate_fn, CollateWithRoom)
+    expected = default_collate([1, 2]) if given else [1, 2]
+    assert list(map(int, next(iter(loader)))) == list(map(int, expected))
+    loader = DenseRunner.build_dataloader(dict(batch_size=2, num_workers=0, **options))
+    assert not isinstance(loader.collate_fn, CollateWithRoom)
+    config = dict(num_workers=1, collate_fn='no function')
+    assert with_room(config) == config
+
+
 def test_tensors_that_share_their_memory_count_once() -> None:
     whole = torch.zeros(4, 5000, dtype=torch.uint8)
     element = BaseDataElement(gt=whole[0], other=torch.zeros(1))
@@ -190,12 +209,11 @@ def test_small_shared_memory_for_real(root: Path) -> None:
 SMALL = """
 import sys
 import torch
-from poolformer_dense.runner.workers import clear_errors, refusing_without_room
+from poolformer_dense.runner.workers import CollateWithRoom, clear_errors
 side = int(sys.argv[1])
 samples = [torch.zeros(3, side, side, dtype=torch.uint8)] * 8
 loader = torch.utils.data.DataLoader(
-    samples, batch_size=2, num_workers=1, timeout=60, collate_fn=torch.stack)
-loader = refusing_without_room(loader)
+    samples, batch_size=2, num_workers=1, timeout=60, collate_fn=CollateWithRoom(torch.stack))
 try:
     with clear_errors():
         print('batches:', len(list(loader)))
