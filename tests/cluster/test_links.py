@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.hosts import wait_until
 from tests.cluster.training import Detector, finished, outcome
 
-REPORT, GIVE_UP = 4, 20  # seconds
+REPORT, GIVE_UP = 5, 30  # seconds
 LIMITS = ['--cfg-options', f'env_cfg.report_after={REPORT}', f'env_cfg.dist_cfg.timeout={GIVE_UP}']
 IN_TIME = GIVE_UP + 70.0  # seconds: torchrun lets its processes go on for 30
 
