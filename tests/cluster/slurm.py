@@ -28,7 +28,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=0
 KillWait=60
 MinJobAge=3600
 SchedulerParameters=sched_interval=2
@@ -80,8 +80,12 @@ class Slurm:
         wait_until((self.folder / 'munge.socket').exists, 'munged')
         self._daemon(self.controller, 'slurmctld', '-D')
         for node in self.nodes:
-            self._daemon(node, 'slurmd', '-D', '-N', node.name)
+            self.start_node(node)
         wait_until(self._idle, 'idle nodes', interval=0.3)
+
+    def start_node(self, node: Host) -> None:
+        """Start a node's daemon."""
+        self._daemon(node, 'slurmd', '-D', '-N', node.name)
 
     def stop(self) -> None:
         """End the daemons."""

@@ -60,10 +60,13 @@ class Batch:
 
     def submit(self, *flags):
         """Submit the script, with what is of this cluster and not of the page's."""
-        resources = ['--nodes=2', '--gpus-per-node=1', '--time=30', f'--chdir={self.folder}']
+        resources = [
+            '--nodes=2', '--gpus-per-node=1', '--ntasks-per-node=1', '--cpus-per-task=1',
+            '--time=30', '--job-name=train', f'--chdir={self.folder}',
+        ]  # fmt: skip
         variables = dict(
             CONFIG=self.detector.path, WORK_DIR=self.folder / 'run',
-            GPUS=2, GPUS_PER_NODE=1, CPUS_PER_TASK=1, OMP_NUM_THREADS=1, VIRTUAL_ENV=sys.prefix,
+            OMP_NUM_THREADS=1, VIRTUAL_ENV=sys.prefix,
             PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
         )  # fmt: skip
         command = ['sbatch', '--parsable', '--output=%j.out', *resources, *flags, self.script]
@@ -136,9 +139,13 @@ def test_cancel(slurm, shapes, tmp_path, undisturbed):
 def test_a_dead_node(slurm, shapes, tmp_path, undisturbed):
     job = Batch(slurm, tmp_path, shapes, gate=True)
     job.wait_for_gate()
-    slurm.run('scontrol', 'update', 'NodeName=n2', 'State=down', 'Reason=test')
+    dead = slurm.nodes[1]
+    dead.kill()
+    # Slurm itself would say so when `SlurmdTimeout` is over.
+    slurm.run('scontrol', 'update', f'NodeName={dead.name}', 'State=down', 'Reason=test')
     wait_until(lambda: job.shown('Restarts') == '1', 'the requeue', interval=0.3)
     job.detector.open_gate()
-    slurm.run('scontrol', 'update', 'NodeName=n2', 'State=resume')
+    slurm.start_node(dead)
+    slurm.run('scontrol', 'update', f'NodeName={dead.name}', 'State=resume')
     job.wait_for('COMPLETED')
     assert outcome(tmp_path / 'run') == outcome(undisturbed(2))
