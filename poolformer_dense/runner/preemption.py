@@ -116,10 +116,12 @@ def watching_signals() -> Iterator[None]:
     watched = [number for number in SIGNALS if number != signal.SIGINT or not ignored]
     before = {number: signal.signal(number, _watch.note) for number in watched}
     # Those that came while a tool held them back arrive now.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
     finally:
+        # And a tool holds them back again: one that comes late must not kill what is complete.
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
         _watch.pid = None

@@ -263,6 +263,19 @@ def test_a_worker_ends_when_its_parent_says_so(runs):
     assert tiny.fork(runs / 'result', parent).result() == 0
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_after_the_training_kills_nothing(runs, number):
+    """Such as that before a time limit, while a tool that has held signals back ends."""
+
+    def tool() -> str:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        train(runs / 'run')
+        send(number)
+        return 'ended'
+
+    assert tiny.fork(runs / 'result', tool).result() == 'ended'
+
+
 class Large(torch.utils.data.Dataset):
     """Samples that a pipe can't hold."""
 
