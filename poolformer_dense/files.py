@@ -88,7 +88,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f'.{path.name}{_SUFFIX}')
     try:
-        with open(temporary, 'wb') as file:
+        # A folder that somebody sent may have a link there, which would lead to another file.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -59,7 +59,9 @@ def _lock(path: Path) -> IO[str] | None:
     """Lock a file and write who holds it; None, with a warning, where there are no locks."""
     while True:
         try:
-            file = path.open('a+')
+            if path.is_symlink():  # of a folder that somebody sent: it leads to another file
+                path.unlink()
+            file = open(path, 'a+', opener=_open_itself)  # noqa: SIM115
         except OSError as error:
             require_writable(path.parent, 'work directory', 'name another one with --work-dir')
             _warn(path, error)
@@ -83,6 +85,10 @@ def _lock(path: Path) -> IO[str] | None:
         file.write(f'{os.getpid()} {socket.gethostname()} {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
         file.flush()
     return file
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _refusal(path: Path, file: IO[str]) -> str:

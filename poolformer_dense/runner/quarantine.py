@@ -120,9 +120,7 @@ class Quarantine:
         if _identity(entry) in self._known:
             return
         try:
-            with open(
-                os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), 'rb+'
-            ) as file:
+            with open(self.path, 'rb+', opener=_open_or_make) as file:
                 with suppress(OSError):  # a few network file systems have no locks
                     fcntl.flock(file, fcntl.LOCK_EX)
                 content = file.read()
@@ -241,6 +239,10 @@ def _stamp(file: str) -> list[int] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
+
+
+def _open_or_make(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
 
 
 def _identity(entry: dict[str, Any]) -> str:

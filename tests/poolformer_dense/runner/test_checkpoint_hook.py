@@ -135,6 +135,14 @@ class TestSealed:
         assert files.remove_unfinished(tmp_path) == ['.whole.pth.saving']
         assert _names(tmp_path) == ['whole.pth']
 
+    def test_a_link_in_a_received_folder_leads_nowhere(self, content, tmp_path):
+        victim = tmp_path / 'victim'
+        victim.write_text('precious')
+        (tmp_path / '.new.pth.saving').symlink_to(victim)
+        files.save_sealed(content, tmp_path / 'new.pth')
+        assert victim.read_text() == 'precious'
+        assert seal_holds(tmp_path / 'new.pth') is True
+
     def test_saving_holds_no_second_copy(self, tmp_path):
         def growth() -> int:
             tensors = [torch.zeros(1 << 22) for _ in range(8)]  # 16 MiB each

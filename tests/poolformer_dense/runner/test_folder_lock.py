@@ -41,6 +41,16 @@ def holder(tmp_path) -> tiny.Child:
             continue
 
 
+def test_a_link_in_a_received_folder_leads_nowhere(tmp_path):
+    victim, folder = tmp_path / 'victim', tmp_path / 'run'
+    victim.write_text('precious')
+    folder.mkdir()
+    (folder / FILE_NAME).symlink_to(victim)
+    with alone_in(folder):
+        assert (folder / FILE_NAME).read_text().startswith(f'{os.getpid()} ')
+    assert victim.read_text() == 'precious'
+
+
 def test_a_second_one_is_refused_by_name(holder, tmp_path):
     host = re.escape(socket.gethostname())
     for _ in range(2):  # the refused one takes nothing away
