@@ -46,8 +46,9 @@ supervise() {
     }
     PREEMPTED_FILE=$1
     shift 2
-    LAUNCH_TIME=$(date +%s)
-    export PREEMPTED_FILE LAUNCH_TIME
+    # By this a run that torchrun restarts knows what it has saved itself.
+    LAUNCH_ID=$(cat /proc/sys/kernel/random/uuid)
+    export PREEMPTED_FILE LAUNCH_ID
     (trap - INT QUIT && "$@") &
     launcher=$!
     trap 'pass_on TERM' TERM

@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poolformer_dense.cli import add_config, add_run_arguments, make_parser, run_tool
 from poolformer_dense.errors import first_process
-from poolformer_dense.terminal import say
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +56,6 @@ def train(args: argparse.Namespace) -> None:
     from poolformer_dense.config.preflight import check_run
     from poolformer_dense.runner import build_runner
     from poolformer_dense.runner.folder_lock import alone_in
-    from poolformer_dense.runner.resume import saved_checkpoints
 
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
@@ -68,8 +66,6 @@ def train(args: argparse.Namespace) -> None:
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
     with alone_in(cfg.work_dir) if first_process() else nullcontext():
         check_run(cfg, ['train', 'val'], args.unsafe_load)
-        if args.resume == 'auto' and not saved_checkpoints(cfg.work_dir):
-            say(f'warning: no checkpoint in {cfg.work_dir} to resume from; a new training begins')
         build_runner(cfg, args.unsafe_load).train()
 
 

@@ -49,6 +49,15 @@ def check_seal(file: BinaryIO) -> bool | None:
     return False if is_zip or length is not None else None
 
 
+def stated_checksum(file: BinaryIO) -> str:
+    """Return what tells one open file from another: what its seal states, unchecked, or its own."""
+    size = file.seek(0, os.SEEK_END)
+    length, comment = _read_end(file, size, SEAL_SIZE)
+    if length == SEAL_SIZE and comment.startswith(SEAL_PREFIX):
+        return comment[len(SEAL_PREFIX) :].decode('ascii', 'replace')
+    return _digest(file, size)
+
+
 def find_end(file: BinaryIO, size: int) -> int | None:
     """Return where the last record of a zip is that has no comment or a seal, or None."""
     for comment in (0, SEAL_SIZE):

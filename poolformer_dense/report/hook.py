@@ -76,7 +76,7 @@ class ReportHook(Hook):
             dataset = runner.val_dataloader.dataset
             folder = Path(runner.work_dir, 'validation').absolute()
             # Each process takes part, also one whose records failed.
-            records = collect_results(self._records, len(dataset), 'cpu')
+            records = collect_results(self._records, len(dataset), metric.collect_device)
             if records:  # the first process has all, the others none
                 if type(metric).__name__ == 'IoUMetric':
                     summary = keep_label_maps(records, dataset.metainfo, folder)

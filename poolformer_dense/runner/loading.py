@@ -23,9 +23,11 @@ from backbones.checkpoints import (
 from ..config.datasets import checkpoint_classes
 from ..data.faults import first_names
 from ..errors import UserError
+from .agreement import choose_together, read_together
 from .changed_config import Difference, compare_with_checkpoint, use_what_is_restored
 from .process import run_process
-from .resume import checkpoint_to_resume, note_start
+from .ranks import failing_together, from_main
+from .resume import Start, last_start, malformed, new_run, note_start, others_in
 from .saving import SavingRunner
 from .state import bare_model, upgrade
 
@@ -57,19 +59,42 @@ class LoadingRunner(SavingRunner):
 
     def load_or_resume(self) -> None:
         """Load or resume as the config says; what is resumed is the newest intact checkpoint."""
-        begins = False
-        if not self._has_loaded and self._train_loop is not None:
-            automatic = self._resume and self._load_from is None
-            path = checkpoint_to_resume(self.work_dir, automatic, self.logger, self._examine)
-            if path is not None:
-                self._resume, self._load_from = True, path
-                self.logger.info(f'Resuming from {path}.')
-            begins = path is None and isinstance(self._train_loop, BaseLoop)
+        training = isinstance(self._train_loop, BaseLoop)
+        automatic = self._resume and self._load_from is None
+        if self._has_loaded or not (training or automatic):
+            super().load_or_resume()
+            return
+        choice, launches = choose_together(self.work_dir, automatic, self.logger, self._examine)
+        if choice.path is not None:
+            self._resume, self._load_from = True, choice.path
+            self.run_id = choice.run
+            self.logger.info(f'Resuming from {choice.path}.')
+        elif automatic:
+            # mmengine would look again, each rank for itself.
+            self._resume = False
+            self.logger.warning(
+                f'no checkpoint in {self.work_dir} to resume from; a new training begins'
+            )
         super().load_or_resume()
         self._examined = None
         use_what_is_restored(self, self._changes)
-        if begins and is_main_process():
-            note_start(self.work_dir, self._load_from if self._resume else None, self.logger)
+        if training:
+            self._note_start(choice.path is None, launches)
+
+    def _note_start(self, begins: bool, launches: frozenset[str]) -> None:
+        """Note in the folder which training runs, and by which launchers; give a new one its id."""
+        if begins:
+            self.run_id = from_main(new_run())
+        with failing_together():
+            if not is_main_process():
+                return
+            start = last_start(self.work_dir)
+            if begins:
+                start = Start(self.run_id, self._load_from if self._resume else None)
+                if not self._resume and (warning := others_in(self.work_dir)):
+                    self.logger.warning(warning)
+            if start is not None:
+                note_start(self.work_dir, start._replace(launches=start.launches | launches))
 
     def _examine(self, path: Path) -> None:
         """Read a checkpoint to see whether it can be."""
@@ -105,13 +130,16 @@ class LoadingRunner(SavingRunner):
             with run_process(self.unsafe_load):
                 return super().load_checkpoint(filename, map_location, strict, list(revise_keys))
         examined, self._examined = self._examined, None
-        if examined is not None and examined[0] == filename:
-            checkpoint = examined[1]
-        else:
-            checkpoint = read_checkpoint(filename, map_location, self.unsafe_load)
-        if self._resume and not {'optimizer', 'message_hub'} <= set(checkpoint):
+
+        def read() -> Any:
+            if examined is not None and examined[0] == filename:
+                return examined[1]
+            return read_checkpoint(filename, map_location, self.unsafe_load)
+
+        checkpoint = read_together(filename, read, self.logger)
+        if self._resume and (fault := malformed(checkpoint)):
             raise CheckpointError(
-                'the checkpoint to resume from holds only weights; to start from them, use '
+                f'{filename} can not be resumed from: {fault}; to start from its weights, use '
                 '--cfg-options load_from=PATH instead of --resume'
             )
         model = bare_model(self)
@@ -186,6 +214,13 @@ class LoadingRunner(SavingRunner):
             self.logger.warning(
                 f'The checkpoint was saved by {saved} processes, this run has {now}: random states '
                 'are seeded again, so it differs from an uninterrupted run.'
+            )
+        was, size = state['position']['samples_per_step'], self.position.samples_per_step
+        if was != size:
+            self.logger.warning(
+                f'The checkpoint was saved with {was} samples in an iteration, this run has '
+                f'{size}: it resumes at the same fraction of the epoch, so it differs from an '
+                'uninterrupted run.'
             )
         for name, part in self.resumable().items():
             if name in state:

@@ -88,13 +88,19 @@ class ExactResume(BaseLoop):
 
     def _restore(self) -> None:
         """Restore the state of the checkpoint that is resumed from, if there is one."""
-        if self.runner.restore_run_state():
-            return
-        self.runner.logger.warning(
-            'The checkpoint has no run state (another program saved it): random states are seeded '
-            'again, and an incomplete epoch is repeated.'
-        )
-        self.runner.position.move(*self._place_of_iteration())
+        if not self.runner.restore_run_state():
+            self.runner.logger.warning(
+                'The checkpoint has no run state (another program saved it): random states are '
+                'seeded again, and an incomplete epoch is repeated.'
+            )
+            self.runner.position.move(*self._place_of_iteration())
+        done, last = self._progress()
+        if self.runner.resumed and done >= last:
+            key = 'max_iters' if isinstance(self, IterBasedTrainLoop) else 'max_epochs'
+            self.runner.logger.warning(
+                f'Nothing is left to do: {self.runner.loaded_from} has {done} {key[4:]} done, and '
+                f'train_cfg.{key} is {last}. To train on, set it above {done}.'
+            )
 
     def _place_of_iteration(self) -> tuple[int, int]:
         raise NotImplementedError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from ..config.walk import entries_of
 from ..console import ASIDE, adopt_logger, current_console
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
+from .agreement import collecting_anywhere
 from .display import LiveLineHook
 from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_factors
@@ -43,6 +44,7 @@ from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
+from .ranks import failing_together
 from .substitutes import substitute
 from .tracking import TrackingHook, continued, is_tracker
 from .waiting import enter, enter_hooks, leave_hooks
@@ -194,7 +196,8 @@ class DenseRunner(LoadingRunner):
         # Other tools than ours have no preflight.
         if fault := faster_coco_fault(evaluator):
             raise UserError(fault)
-        return super().build_evaluator(in_class_order(evaluator, METRICS))
+        evaluator = in_class_order(evaluator, METRICS)
+        return super().build_evaluator(collecting_anywhere(evaluator, self.logger))
 
     def scale_lr(
         self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None
@@ -214,9 +217,13 @@ class DenseRunner(LoadingRunner):
         Raises:
             UserError: Another process trains in the work directory, or a worker died or is stuck.
         """
-        alone = alone_in(self.work_dir) if is_main_process() else nullcontext()
-        process = run_process(self.unsafe_load, training=True)
-        with alone, process, self._live_line(), clear_errors():
+        with ExitStack() as stack:
+            with failing_together():
+                if is_main_process():
+                    stack.enter_context(alone_in(self.work_dir))
+            stack.enter_context(run_process(self.unsafe_load, training=True))
+            stack.enter_context(self._live_line())
+            stack.enter_context(clear_errors())
             return super().train()
 
     def val(self) -> dict:

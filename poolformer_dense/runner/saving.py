@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import Counter
@@ -21,7 +20,6 @@ from backbones import __version__
 from ..files import save_sealed
 from .loops import ExactResume
 from .ranks import write_on_main
-from .resume import last_save
 from .state import (
     AccumulatedGradients,
     Position,
@@ -35,8 +33,8 @@ from .state import (
 class SavingRunner(Runner):
     """mmengine's Runner whose checkpoints are whole and hold all that a resumed run needs."""
 
-    # The time in the checkpoint that was saved last; None before a save.
-    _saved_at: float | None = None
+    # Of this training, by which its checkpoints are known; None if those resumed from have none.
+    run_id: str | None = None
     # Within `saving_together`, what all ranks contribute to a checkpoint.
     _run_state: dict[str, Any] | None = None
 
@@ -146,7 +144,7 @@ class SavingRunner(Runner):
                 seed=self.seed,
                 experiment_name=self.experiment_name,
                 time=time.strftime('%Y%m%d_%H%M%S', time.localtime()),
-                saved_at=self._time_of_save(),
+                run=self.run_id,
                 mmengine_version=mmengine.__version__,
                 poolformer_dense_version=__version__,
             ),
@@ -165,12 +163,6 @@ class SavingRunner(Runner):
         if self._run_state:
             checkpoint['run_state'] = self._run_state
         return checkpoint
-
-    def _time_of_save(self) -> float:
-        """Seconds since 1970, later than in all checkpoints of the folder, whatever the clock."""
-        last = last_save(self.work_dir) if self._saved_at is None else self._saved_at
-        self._saved_at = max(time.time(), math.nextafter(last, math.inf))
-        return self._saved_at
 
 
 def _on_cpu(state: Any) -> Any:

@@ -46,9 +46,9 @@ def damage_all(runs: Path, tally, times: int, resumed: int) -> None:
         assert seal_holds(newest) is False, where
         with pytest.raises(CheckpointError):
             read_checkpoint(newest)
-        path, skipped = newest_intact(folder)
-        assert path == previous, where
-        # With a bit of its date changed it may look older, and is not read.
+        saved, skipped = newest_intact(folder)
+        assert saved.path == previous, where
+        # With a bit of its iteration changed it may look older, and is not read.
         dated = kind == 'bit flips' and not skipped
         assert dated or [line.partition(': ')[0] for line in skipped] == [str(newest)], where
         if number % (times // resumed) == 0:
@@ -58,7 +58,7 @@ def damage_all(runs: Path, tally, times: int, resumed: int) -> None:
             assert seal_holds(again / 'epoch_2.pth') is True
             shutil.rmtree(again)
     newest.write_bytes(content)
-    assert newest_intact(folder)[0] == newest
+    assert newest_intact(folder)[0].path == newest
     done = ' and '.join(f'{count} {kind}' for kind, count in kinds.items())
     tally(f'{done}: all seen, the previous one used; {resumed} runs resumed, bit-equal')
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.checkpoints import read_checkpoint, seal_holds
+from backbones.checkpoints import seal_holds
 from poolformer_dense import files
 from poolformer_dense.runner.resume import newest_intact
 from tests.poolformer_dense.runner import launching, tiny
@@ -68,9 +68,9 @@ def committed(folder: Path) -> int:
     """The iteration of the newest checkpoint; each file with a checkpoint's name is whole."""
     for path in folder.glob('*.pth'):
         assert seal_holds(path) is True, path
-    path, passed_over = newest_intact(folder)
+    saved, passed_over = newest_intact(folder)
     assert not passed_over
-    return read_checkpoint(path)['meta']['iter'] if path else 0
+    return saved.iteration if saved else 0
 
 
 def left_over(folder: Path) -> set[str]:

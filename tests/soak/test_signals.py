@@ -12,7 +12,6 @@ import pytest
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from backbones.checkpoints import read_checkpoint
 from poolformer_dense import files
 from poolformer_dense.runner.preemption import EXIT_CODE
 from poolformer_dense.runner.resume import newest_intact
@@ -105,10 +104,10 @@ def signal_runs(runs: Path, tally, loop: str, times: int) -> None:
         after = diary[diary.index('signal') + 1 :]
         # At most the step in hand, or the one whose data are being loaded; or a batch.
         assert len(after) <= 1, f'{where}: {after}'
-        path, passed_over = newest_intact(folder)
+        saved, passed_over = newest_intact(folder)
         assert not passed_over
         steps = [line for line in diary if line.startswith('step')]
-        assert read_checkpoint(path)['meta']['iter'] == int(steps[-1].split()[1]), where
+        assert saved.iteration == int(steps[-1].split()[1]), where
         assert not list(folder.glob('.*'))
         result = tiny.fork(runs / 'result', train, folder, loop=loop).result()
         assert result == whole, where

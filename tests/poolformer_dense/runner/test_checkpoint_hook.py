@@ -39,9 +39,9 @@ def whole(content, tmp_path) -> bytes:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a work directory but for the logs, the config and the lock."""
-    others = ('.py', '.lock')
-    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix not in others)
+    """The files of a work directory but for the logs, the config, the lock and the start's note."""
+    found = [p for p in folder.iterdir() if p.is_file() and p.suffix not in ('.py', '.lock')]
+    return sorted(p.name for p in found if p.name != 'last_start')
 
 
 def _fail_once(monkeypatch, at: int, error: OSError) -> None:
@@ -171,7 +171,7 @@ def test_the_previous_one_stays_until_the_new_one_is_complete(runs, monkeypatch)
         lambda self, path: (events.append(f'remove {Path(path).name}'), remove(self, path))[1],
     )
     tiny.tiny_runner(runs, steps=18, checkpoint=ATOMIC | dict(max_keep_ckpts=1)).train()
-    saved = [e for e in events if e.split()[1].startswith(('epoch', 'last'))]
+    saved = [e for e in events if e.split()[1].startswith(('epoch', 'last_ch'))]
     assert saved == [
         'complete epoch_1.pth', 'complete last_checkpoint',
         'complete epoch_2.pth', 'complete last_checkpoint', 'remove epoch_1.pth',

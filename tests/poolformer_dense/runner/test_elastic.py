@@ -11,6 +11,7 @@ import pytest
 
 from poolformer_dense import files
 from tests.poolformer_dense.runner import launching
+from tests.poolformer_dense.runner.test_resume import content
 
 pytestmark = pytest.mark.slow
 OPTIONS = dict(
@@ -39,7 +40,7 @@ def test_a_killed_rank_is_replaced(uninterrupted, tmp_path, free_port):
     folder.mkdir()
     # What an earlier run left is not what the restart goes on from.
     (folder / 'run').mkdir()
-    files.save_sealed(dict(meta=dict(saved_at=1.0), optimizer={}), folder / 'run/iter_99.pth')
+    files.save_sealed(content(99), folder / 'run/iter_99.pth')
     with launching.launched(folder, 2, free_port, OPTIONS, MAX_RESTARTS='1') as process:
         log = folder / 'output'
         launching.wait_for(lambda: launching.progress(folder, 1)[-1:] >= [10], process, log)

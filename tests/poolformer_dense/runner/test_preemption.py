@@ -68,11 +68,11 @@ def send(number: int = signal.SIGTERM) -> None:
 
 def _iteration(folder: Path) -> int:
     """The iteration of the newest checkpoint, and that nothing is half-written beside it."""
-    path, passed_over = newest_intact(folder)
+    saved, passed_over = newest_intact(folder)
     assert not passed_over
     assert not list(folder.glob('.*'))
-    assert (folder / 'last_checkpoint').read_text() == str(path)
-    return torch.load(path, weights_only=False)['meta']['iter']
+    assert (folder / 'last_checkpoint').read_text() == str(saved.path)
+    return saved.iteration
 
 
 @pytest.mark.parametrize('number', CODES)
