@@ -9,6 +9,7 @@ from tests.soak.test_disk_full import full_disk, small_disk
 from tests.soak.test_kills import TestThroughTheTool, kills_in_saves
 from tests.soak.test_rank_kills import kill_ranks
 from tests.soak.test_signals import signal_runs
+from tests.soak.test_tampering import tamper_all
 
 __all__ = ['small_disk']
 # Not a test of this file.
@@ -28,6 +29,10 @@ def test_kills(runs, tally, loop):
 
 def test_damage(runs, tally):
     damage_all(runs, tally, times=40, resumed=1)
+
+
+def test_tampering(runs, tally):
+    tamper_all(runs, tally, times=30, resumed=1)
 
 
 @pytest.mark.parametrize('loop', ['epoch', 'iter'])
