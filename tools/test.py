@@ -27,6 +27,8 @@ def main() -> None:
     from poolformer_dense.config.load import draw_predictions, dump_predictions, load_config
     from poolformer_dense.config.preflight import check_run
     from poolformer_dense.runner import build_runner
+    from poolformer_dense.runner.launch import join_run
+    from poolformer_dense.runner.ranks import failing_together
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
@@ -36,7 +38,9 @@ def main() -> None:
         draw_predictions(cfg, args.show_dir)
     if args.fuse:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FuseHook')]
-    check_run(cfg, ['test'], args.unsafe_load)
+    join_run(cfg)
+    with failing_together():
+        check_run(cfg, ['test'], args.unsafe_load)
     build_runner(cfg, args.unsafe_load).test()
 
 

@@ -5,7 +5,7 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,6 +56,8 @@ def train(args: argparse.Namespace) -> None:
     from poolformer_dense.config.preflight import check_run
     from poolformer_dense.runner import build_runner
     from poolformer_dense.runner.folder_lock import alone_in
+    from poolformer_dense.runner.launch import join_run
+    from poolformer_dense.runner.ranks import failing_together
 
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
@@ -64,8 +66,12 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
-    with alone_in(cfg.work_dir) if first_process() else nullcontext():
-        check_run(cfg, ['train', 'val'], args.unsafe_load)
+    join_run(cfg)
+    with ExitStack() as stack:
+        with failing_together():
+            if first_process():
+                stack.enter_context(alone_in(cfg.work_dir))
+            check_run(cfg, ['train', 'val'], args.unsafe_load)
         build_runner(cfg, args.unsafe_load).train()
 
 

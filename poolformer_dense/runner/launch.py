@@ -15,13 +15,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.config import Config
+from mmengine.dist import init_dist, is_distributed
 from torch.distributed import DistError, TCPStore
 
 from ..errors import RankError, UserError
 from ..ports import require_free_port
 from .board import Board, BoardClient
-from .waiting import GIVE_UP_AFTER, REPORT_AFTER, Watch, start_watch, stop_watch, tell
+from .waiting import GIVE_UP_AFTER, REPORT_AFTER, Watch, enter, start_watch, stop_watch, tell
 
 _STARTERS = (
     ('pytorch', 'RANK', 'is for torchrun: start with tools/dist_train.sh'),
@@ -76,6 +77,21 @@ def join_processes(launcher: str, env_cfg: Mapping[str, Any] | None = None) -> d
         # mmengine's own launchers call torch.cuda.set_device whatever the backend.
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=limit))
     return env | dict(dist_cfg=options | dict(timeout=limit))
+
+
+def join_run(cfg: Config) -> None:
+    """Join the other processes before there is a Runner: what is checked then, all hear of.
+
+    Args:
+        cfg: Its launcher and env_cfg count.
+
+    Raises:
+        UserError: As from `join_processes`.
+    """
+    env = join_processes(cfg.get('launcher', 'none'), cfg.get('env_cfg'))
+    if cfg.get('launcher', 'none') != 'none' and not is_distributed():
+        init_dist(cfg.launcher, **env['dist_cfg'])
+    enter('the checks before the start', busy=True)
 
 
 def _seconds(value: Any, key: str) -> float:

@@ -95,22 +95,21 @@ def failing_together() -> Iterator[None]:
             raise
         failure = str(error)
     failures = all_gather_object((socket.gethostname(), failure))
-    if len({text for _, text in failures}) == 1:
-        if failure is not None:
-            raise UserError(failure)
-        return
-    raise UserError(by_host([(host, text or 'no error') for host, text in failures]))
+    told = {text for _, text in failures}
+    if told != {None}:
+        raise UserError(failure if failure and len(told) == 1 else by_host(failures))
 
 
-def by_host(facts: Sequence[tuple[str, str]]) -> str:
+def by_host(facts: Sequence[tuple[str, str | None]]) -> str:
     """Say in one line what holds on which host.
 
     Args:
-        facts: Of each rank, its host and what holds there.
+        facts: Of each rank, its host and what holds there, or None.
     """
     ranks: dict[tuple[str, str], list[int]] = {}
-    for rank, fact in enumerate(facts):
-        ranks.setdefault(fact, []).append(rank)
+    for rank, (host, text) in enumerate(facts):
+        if text is not None:
+            ranks.setdefault((host, text), []).append(rank)
     return '; '.join(f'{host} ({_numbers(own)}): {text}' for (host, text), own in ranks.items())
 
 

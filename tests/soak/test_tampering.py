@@ -35,7 +35,8 @@ def tamper_all(runs: Path, tally, times: int, resumed: int) -> None:
     draw = random.Random(times)
     whole = tiny.fork(runs / 'whole', train, runs / 'undisturbed', 18).result()
     folder = runs / 'run'
-    tiny.fork(runs / 'begun', train, folder, 12).result()
+    shutil.copytree(runs / 'undisturbed', folder)
+    (folder / 'epoch_3.pth').unlink()
     newer, older = folder / 'epoch_2.pth', folder / 'epoch_1.pth'
     contents = {path: torch.load(path, weights_only=False) for path in (newer, older)}
     entries = 0

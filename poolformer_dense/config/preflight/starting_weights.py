@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from backbones.checkpoints import CheckpointError, check_source, is_url
 from backbones.weights import RELEASED
 
+from ...errors import first_process
 from ..datasets import is_local
 from ..walk import nodes_of_type
 from .plan import Notice, Plan
@@ -15,7 +16,8 @@ from .plan import Notice, Plan
 
 def check_checkpoints(plan: Plan) -> Iterator[Notice]:
     """Whether each checkpoint that the run loads can be read."""
-    weights = [plan.cfg.get('load_from')]
+    # Where another process lacks it, the first one sends it.
+    weights = [plan.cfg.get('load_from')] if first_process() else []
     if 'train' in plan.splits:
         weights += [
             node.get('checkpoint') for _, node in nodes_of_type(plan.cfg.model, 'Pretrained')

@@ -50,3 +50,21 @@ def test_a_killed_rank_is_replaced(uninterrupted, tmp_path, free_port):
     again = next(i for i in range(1, len(done)) if done[i] <= done[i - 1])
     assert done[again] > 1, 'it began at the beginning'
     assert _digests(folder) == uninterrupted
+
+
+def test_a_killed_rank_of_another_node_is_replaced(uninterrupted, tmp_path, free_port):
+    # Each node counts the failures of its own processes.
+    folder = tmp_path / 'nodes'
+    log, settings = folder / 'output', dict(NNODES='2', MAX_RESTARTS='1')
+    with (
+        launching.launched(folder, 1, free_port, OPTIONS, **settings) as first,
+        launching.launched(folder, 1, free_port, OPTIONS, **settings) as second,
+    ):
+        launching.wait_for(lambda: launching.progress(folder, 1)[-1:] >= [10], first, log)
+        os.kill(launching.ranks(second)[0], signal.SIGKILL)
+        assert first.wait(launching.DEADLINE) == 0, log.read_text()[-3000:]
+        assert second.wait(launching.DEADLINE) == 0, log.read_text()[-3000:]
+    done = launching.progress(folder)
+    again = next(i for i in range(1, len(done)) if done[i] <= done[i - 1])
+    assert done[again] > 1, 'it began at the beginning'
+    assert _digests(folder) == uninterrupted
