@@ -36,7 +36,8 @@ def tamper_all(runs: Path, tally, times: int, resumed: int) -> None:
     whole = tiny.fork(runs / 'whole', train, runs / 'undisturbed', 18).result()
     folder = runs / 'run'
     shutil.copytree(runs / 'undisturbed', folder)
-    (folder / 'epoch_3.pth').unlink()
+    for name in ('epoch_3.pth', 'last_checkpoint'):
+        (folder / name).unlink()
     newer, older = folder / 'epoch_2.pth', folder / 'epoch_1.pth'
     contents = {path: torch.load(path, weights_only=False) for path in (newer, older)}
     entries = 0
