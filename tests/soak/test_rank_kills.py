@@ -10,9 +10,6 @@ import subprocess
 from pathlib import Path
 
 from tests.poolformer_dense.runner import launching
-from tests.poolformer_dense.runner.conftest import free_port
-
-__all__ = ['free_port']
 
 OPTIONS = dict(
     ranks=2, loop='iter', steps=60, ema=True,
