@@ -134,3 +134,25 @@ def test_a_stopped_rank_with_restarts(hosts, at_gate, tmp_path, undisturbed):
     detector.open_gate()
     finished(jobs)
     assert outcome(tmp_path / 'run') == outcome(undisturbed(2))
+
+
+@pytest.mark.parametrize('there', [0, 1])
+@pytest.mark.parametrize('restarts', [0, 3])
+def test_a_host_that_never_joins(hosts, shapes, tmp_path, there, restarts):
+    settings = dict(REPORT_AFTER=REPORT, JOIN_TIMEOUT=15, MAX_RESTARTS=restarts)
+    detector = Detector(tmp_path / 'config', shapes)
+    [job] = detector.train(hosts, tmp_path / 'run', only=[there], **settings)
+    ended_in_time([job])
+    assert 'waiting' in job.said
+    assert 'error: ' in job.said
+
+
+def test_a_second_run_on_the_port(hosts, shapes, tmp_path, undisturbed, at_gate):
+    detector, jobs = at_gate()
+    second = Detector(tmp_path / 'second', shapes)
+    others = second.train(hosts, tmp_path / 'run2', JOB_ID='second')
+    ended_in_time(others)
+    assert 'port 29500' in others[0].said
+    detector.open_gate()
+    finished(jobs)
+    assert outcome(tmp_path / 'run') == outcome(undisturbed(2))
