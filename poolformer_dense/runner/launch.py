@@ -32,7 +32,6 @@ _STARTERS = (
 _BEYOND = 7 * 24 * 3600.0  # seconds
 _PARTING = 10.0  # seconds for the backend to close its connections
 _PATIENCE = 2.0  # seconds for one answer
-_KEY = 'poolformer_dense/board'  # in torch's store
 
 
 def join_processes(launcher: str, env_cfg: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -140,11 +139,17 @@ def _watch_others(report_after: float, give_up_after: float) -> TCPStore | None:
     board: Board | BoardClient
     if rank == 0:
         board = Board()
-        (store or meeting.store()).set(_KEY, board.contact)
+        (store or meeting.store()).set(_key(), board.contact)
     else:
         board = BoardClient(host, meeting.contact(), min(_PATIENCE, report_after / 4))
     start_watch(Watch(rank, size, host, board, report_after, give_up_after))
     return store
+
+
+def _key() -> str:
+    """Where this run's board is named in torch's store, which may turn out to be another run's."""
+    names = ('TORCHELASTIC_RUN_ID', 'SLURM_JOB_ID', 'SLURM_STEP_ID')
+    return '/'.join(['poolformer_dense/board', *(os.environ.get(name, '') for name in names)])
 
 
 class _Meeting:
@@ -178,8 +183,8 @@ class _Meeting:
         while True:
             try:
                 pause = min(_PATIENCE, self._next)
-                store.wait([_KEY], timedelta(seconds=pause))
-                return store.get(_KEY).decode()
+                store.wait([_key()], timedelta(seconds=pause))
+                return store.get(_key()).decode()
             except DistError:
                 self._wait_longer('to begin; or is that the port of another run?')
 

@@ -29,6 +29,7 @@ _BACKWARD = os.path.join('torch', 'autograd', 'graph.py')
 _WAITED_FOR = 'the others wait for it'
 # Seconds that rank 0, which may hold torch's store, waits for the others to leave.
 _LEAVING = 10.0
+_RECORDING = 10.0  # seconds for NCCL's flight recorder to write
 _MODES = dict(train='training', val='validation', test='test')
 _AFTERWARDS = 'what follows the run'
 
@@ -152,6 +153,7 @@ class Watch:
                 f'{where}: {reason}. It gives up after env_cfg.dist_cfg.timeout='
                 f'{self._give_up_after:g}; find the cause there, then resume with --resume'
             )
+            _ask_flight_recorder(self._rank)
             os._exit(2)
         last = self._reported - place.since  # of this place, if positive
         if reason == _WAITED_FOR:
@@ -252,6 +254,21 @@ def _waiting_call(thread: threading.Thread) -> str:
             name = frame.f_code.co_name
         frame = frame.f_back
     return name
+
+
+def _ask_flight_recorder(rank: int) -> None:
+    """Let NCCL write what it recorded, where torch's variables for that are set."""
+    pipe = os.environ.get('TORCH_NCCL_DEBUG_INFO_PIPE_FILE')
+    if not pipe:
+        return
+    try:
+        # Without a reader, opening fails.
+        end = os.open(f'{pipe}{rank}.pipe', os.O_WRONLY | os.O_NONBLOCK)
+        os.write(end, b'1\n')
+    except OSError as error:
+        tell(f'the flight recorder of rank {rank} does not read its pipe ({error})')
+    else:
+        time.sleep(_RECORDING)
 
 
 def tell(text: str) -> None:

@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from torch.distributed import TCPStore
 
 from poolformer_dense.errors import UserError
+from poolformer_dense.runner import waiting
 from poolformer_dense.runner.board import Sign
 from poolformer_dense.runner.waiting import judge
 from tests.poolformer_dense.runner import launching, tiny
@@ -195,12 +196,25 @@ def test_a_first_rank_that_does_not_come_is_named(ranks, runs):
     assert re.search(rf'^rank 1 on \S+ has been waiting for .* for {where}', ranks.said(1))
 
 
-def test_another_runs_port_is_not_taken_for_this_ones(ranks, runs):
+def test_another_runs_port_is_not_taken_for_this_ones(ranks, runs, monkeypatch):
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
     store = TCPStore('127.0.0.1', ranks.port, None, True, wait_for_workers=False)
+    store.set('poolformer_dense/board//6/', '1 word')
     ranks.start(1, train, runs, 2.5)
     ranks.wait_until_said(1, 'to begin; or is that the port of another run')
     assert ranks.children[1].wait() == 1
-    del store
+
+
+def test_the_flight_recorder_is_asked_before_the_end(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(waiting, '_RECORDING', 0)
+    monkeypatch.setenv('TORCH_NCCL_DEBUG_INFO_PIPE_FILE', str(tmp_path / 'nccl'))
+    os.mkfifo(tmp_path / 'nccl3.pipe')
+    waiting._ask_flight_recorder(3)
+    assert 'rank 3 does not read its pipe' in capfd.readouterr().err
+    recorder = os.open(tmp_path / 'nccl3.pipe', os.O_RDONLY | os.O_NONBLOCK)
+    waiting._ask_flight_recorder(3)
+    assert os.read(recorder, 10) == b'1\n'
+    os.close(recorder)
 
 
 def test_a_port_in_use_is_said_at_once(ranks, runs):
