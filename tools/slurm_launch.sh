@@ -12,6 +12,8 @@ gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 export MASTER_PORT=${PORT:-${MASTER_PORT:-29500}}
 # SRUN_ARGS is split into words and comes last, so that its options override the ones before.
+# The allocation's number would contradict --gres.
+unset SLURM_GPUS_PER_NODE
 # srun forwards signals to the processes, except that at SIGTERM it would kill them. The terminal sends Ctrl-C to it too.
 signal_srun() { [ "$2" = INT ] || kill -USR1 "$1"; }
 # In a folder that all nodes can access.

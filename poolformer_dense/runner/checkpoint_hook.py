@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -65,6 +68,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._tried_at = 0.0
         self._iteration: int | None = None
         self._failed: _Failed | None = None
+        self._failed_best: _Failed | None = None
 
     def before_train(self, runner: Runner) -> None:
         require_dense_runner(runner, self)
@@ -72,7 +76,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self._tried_at = time.monotonic()
         self._iteration = runner.iter if runner.resumed else None
-        self._failed = None
+        self._failed = self._failed_best = None
         if is_main_process():
             self._clean_up(runner, replaced.outdated if replaced else [])
 
@@ -86,20 +90,25 @@ class AtomicCheckpointHook(CheckpointHook):
                 self.save_now(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
-        """See to it that the last weights are on disk, if saving them has failed.
+        """See to it that the last and the best weights are on disk, if saving them has failed.
 
         Raises:
             UserError: They are not.
         """
         for pause in _PAUSES:
-            if self._failed is None:
+            best = self._failed_best
+            if best is not None and best.iteration != runner.iter:
+                best = None  # its weights are gone
+            if self._failed is None and best is None:
                 break
             runner.logger.warning(f'The last save has failed; the next try is in {pause:g} s.')
             time.sleep(pause)
-            if self._failed.iteration == runner.iter:
+            if self._failed is not None and self._failed.iteration == runner.iter:
                 self._failed.retry()
-            else:
+            elif self._failed is not None:
                 self.save_now(runner, runner.iter)
+            if best is not None:
+                best.retry()
         if self._failed is not None:
             before = f'{self.last_ckpt} is the last that is' if self.last_ckpt else 'nor any others'
             raise UserError(
@@ -107,6 +116,12 @@ class AtomicCheckpointHook(CheckpointHook):
                 f'({self._failed.reason}); {before}. Make room, then continue with --resume'
             )
         super().after_train(runner)
+        if self._failed_best is not None:
+            raise UserError(
+                f'the training is complete, but the best weights, of iteration '
+                f'{self._failed_best.iteration}, are not on disk ({self._failed_best.reason}); '
+                'tools/test.py evaluates the checkpoints that are'
+            )
 
     def save_now(self, runner: Runner, iteration: int) -> bool:
         """Save between the intervals; all ranks must call it.
@@ -190,21 +205,28 @@ class AtomicCheckpointHook(CheckpointHook):
         if not self.save_best:
             return
         # mmengine removes the previous best before the new one is written.
-        backend, self.file_backend = self.file_backend, _RemovingLater(self.file_backend)
+        self.file_backend = later = _RemovingLater(self.file_backend)
         before = dict(runner.message_hub.runtime_info)
-        best = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt')}
+        best = {key: copy(value) for key, value in vars(self).items() if key.startswith('best_c')}
         try:
             with runner.saving_together():
                 super()._save_best_checkpoint(runner, metrics)
-            self.file_backend.remove_now()
         except SaveFailed as error:
             runner.message_hub.runtime_info.clear()
             runner.message_hub.runtime_info.update(before)
             for key, value in best.items():
                 setattr(self, key, value)
+            self._failed_best = _Failed(
+                str(error), runner.iter, lambda: self._save_best_checkpoint(runner, metrics)
+            )
             runner.logger.error(f'{error}; training continues without it')
+            return
         finally:
-            self.file_backend = backend
+            self.file_backend = later.backend
+        if any(vars(self)[key] != value for key, value in best.items()):
+            self._failed_best = None
+        if is_main_process():
+            self._remove(later.due)
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
@@ -269,10 +291,15 @@ class AtomicCheckpointHook(CheckpointHook):
         return list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
 
     def _remove(self, names: list[str]) -> None:
+        """Remove files of the folder; one that can't be removed does not end the training."""
         for name in names:
             path = self.file_backend.join_path(self.out_dir, name)
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+            try:
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+            except OSError as error:
+                text = f'{path}, which is replaced, could not be removed ({error.strerror})'
+                print_log(text, 'current', logging.WARNING)
 
     def _folder(self, runner: Runner) -> str:
         if self.out_dir in (None, runner.work_dir):
@@ -285,25 +312,21 @@ class _Failed(NamedTuple):
 
     reason: str
     iteration: int
-    retry: Callable[[], bool]
+    retry: Callable[[], object]
 
 
 class _RemovingLater:
-    """A file backend that removes nothing before `remove_now`."""
+    """A file backend that removes nothing and keeps the names of what is due."""
 
     def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._due: list[str] = []
+        self.backend = backend
+        self.due: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
+        return getattr(self.backend, name)
 
     def remove(self, path: str) -> None:
-        self._due.append(path)
-
-    def remove_now(self) -> None:
-        for path in self._due:
-            self._backend.remove(path)
+        self.due.append(Path(path).name)
 
 
 def _point(runner: Runner, path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmengine.hooks import CheckpointHook
 
 from backbones.checkpoints import seal_holds
 from poolformer_dense import files
+from poolformer_dense.cli import run_tool
 from poolformer_dense.errors import UserError
 from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
 from tests.poolformer_dense.runner import tiny
@@ -224,13 +226,37 @@ def test_a_failed_best_keeps_the_previous_best(runs, monkeypatch, full_disk):
     # Saves: epoch 1, best 1, epoch 1 again, epoch 2, best 2.
     _fail_once(monkeypatch, 5, full_disk)
     options = ATOMIC | dict(max_keep_ckpts=1, save_best='tiny/score', rule='greater')
-    scores = iter([1.0, 2.0])
+    scores = iter([1.0, 2.0, 0.0])
     monkeypatch.setattr(tiny.TinyMetric, 'compute_metrics', lambda *_: dict(score=next(scores)))
-    runner = tiny.tiny_runner(runs, checkpoint=options)
-    runner.train()
-    assert _names(runs) == ['best_tiny_score_epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
+    runner = tiny.tiny_runner(runs, checkpoint=options, steps=18)
+    with pytest.raises(
+        UserError, match=r'best weights, of iteration 12, are not on disk .*No space'
+    ):
+        runner.train()
+    assert _names(runs) == ['best_tiny_score_epoch_1.pth', 'epoch_3.pth', 'last_checkpoint']
     assert runner.message_hub.get_info('best_score') == 1.0
     assert 'run_state' in torch.load(runs / 'best_tiny_score_epoch_1.pth', weights_only=False)
+
+
+def test_a_failed_best_is_forgotten_with_a_better_one(runs, monkeypatch, full_disk):
+    _fail_once(monkeypatch, 5, full_disk)
+    options = ATOMIC | dict(max_keep_ckpts=1, save_best='tiny/score', rule='greater')
+    scores = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(tiny.TinyMetric, 'compute_metrics', lambda *_: dict(score=next(scores)))
+    tiny.tiny_runner(runs, checkpoint=options, steps=18).train()
+    assert _names(runs) == ['best_tiny_score_epoch_3.pth', 'epoch_3.pth', 'last_checkpoint']
+
+
+def test_what_can_not_be_removed_does_not_end_the_training(runs, monkeypatch):
+    def refuse(*_) -> None:
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(LocalBackend, 'remove', refuse)
+    options = ATOMIC | dict(max_keep_ckpts=1, save_best='tiny/score', rule='greater')
+    scores = iter([1.0, 2.0])
+    monkeypatch.setattr(tiny.TinyMetric, 'compute_metrics', lambda *_: dict(score=next(scores)))
+    tiny.tiny_runner(runs, checkpoint=options).train()
+    assert {'epoch_1.pth', 'epoch_2.pth', 'best_tiny_score_epoch_2.pth'} <= set(_names(runs))
 
 
 def test_a_failed_save_does_not_hold_up_the_other_rank(runs, monkeypatch, full_disk):
@@ -312,6 +338,10 @@ def test_wrong_arguments_show_at_once():
         AtomicCheckpointHook(minutes=-1)
 
 
+# No space, a quota, a broken disk, a server that has forgotten a file, a limit, a lost right.
+ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS]
+
+
 class TestTheLastSave:
     @pytest.fixture
     def pauses(self, monkeypatch) -> list[float]:
@@ -371,3 +401,94 @@ class TestTheLastSave:
         tiny.tiny_runner(runs, steps=30, checkpoint=options).train()
         assert _names(runs) == ['epoch_2.pth', 'iter_30.pth', 'last_checkpoint']
         assert torch.load(runs / 'iter_30.pth', weights_only=False)['meta']['epoch'] == 5
+
+    @pytest.mark.parametrize('number', ERRORS)
+    @pytest.mark.parametrize('step', ['fsync', 'replace'])
+    def test_ends_with_code_2_whatever_the_reason(
+        self, runs, monkeypatch, pauses, capsys, number, step
+    ):
+        """Also where the disk gives way at the lowest level, at the end alone."""
+
+        def refuse(*_) -> None:
+            raise OSError(number, os.strerror(number))
+
+        class Break(tiny.Hook):
+            def before_train_epoch(self, runner) -> None:
+                if runner.epoch == 1:
+                    monkeypatch.setattr(os, step, refuse)
+
+        runner = tiny.tiny_runner(runs, checkpoint=ATOMIC)
+        runner.register_hook(Break())
+        assert run_tool(runner.train) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith('error: the weights of iteration 12, the last, are not on disk (')
+        assert os.strerror(number) in said
+        assert f'{runs}/epoch_1.pth is the last that is' in said
+        assert _names(runs) == ['epoch_1.pth', 'last_checkpoint']
+        assert not list(runs.glob('.*'))
+
+    def test_beyond_a_limit_on_the_size_of_files(self, runs, monkeypatch, pauses):
+        """Python ignores SIGXFSZ, so a write fails with EFBIG, in the midst of the file."""
+
+        def train() -> int:
+            limits = (20_000, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            return run_tool(tiny.tiny_runner(runs / 'run', checkpoint=ATOMIC).train)
+
+        assert tiny.fork(runs / 'result', train).result() == 2
+        assert not list((runs / 'run').glob('*.pth'))
+
+    @pytest.mark.parametrize('number', ERRORS)
+    def test_of_two_ranks_ends_with_code_2(self, runs, monkeypatch, pauses, number):
+        self._fail(monkeypatch, OSError(number, os.strerror(number)), 99)
+
+        def train() -> int:
+            options = dict(launcher='pytorch', ranks=2, checkpoint=ATOMIC)
+            return run_tool(tiny.tiny_runner(runs / 'run', **options).train)
+
+        children = tiny.fork_ranks(2, runs / 'ranks', train)
+        assert [child.result() for child in children] == [2, 2]
+
+    def _fail_best(self, monkeypatch, error: OSError, times: int) -> None:
+        """Make saves of the best checkpoint of the second epoch fail."""
+        failed = []
+        save = files.save_sealed
+
+        def failing(checkpoint, path):
+            if 'best' in Path(path).name and 'epoch_2' in Path(path).name and len(failed) < times:
+                failed.append(path)
+                raise error
+            save(checkpoint, path)
+
+        monkeypatch.setattr('poolformer_dense.runner.saving.save_sealed', failing)
+        monkeypatch.setattr(tiny.TinyMetric, 'compute_metrics', _improving())
+
+    def test_of_the_best_is_tried_again(self, runs, monkeypatch, full_disk, pauses):
+        self._fail_best(monkeypatch, full_disk, 2)
+        options = ATOMIC | dict(max_keep_ckpts=1, save_best='tiny/score', rule='greater')
+        runner = tiny.tiny_runner(runs, checkpoint=options)
+        runner.train()
+        assert pauses == [1.0, 5.0]
+        assert _names(runs) == ['best_tiny_score_epoch_2.pth', 'epoch_2.pth', 'last_checkpoint']
+        info = torch.load(runs / 'epoch_2.pth', weights_only=False)['message_hub']['runtime_info']
+        assert info['best_ckpt'].endswith('best_tiny_score_epoch_2.pth')
+
+    @pytest.mark.parametrize('number', ERRORS)
+    @pytest.mark.parametrize('ranks', [1, 2])
+    def test_of_the_best_ends_with_code_2(self, runs, monkeypatch, pauses, ranks, number):
+        self._fail_best(monkeypatch, OSError(number, os.strerror(number)), 99)
+        options = ATOMIC | dict(max_keep_ckpts=1, save_best='tiny/score', rule='greater')
+
+        def train() -> int:
+            several = dict(launcher='pytorch', ranks=2) if ranks > 1 else {}
+            return run_tool(tiny.tiny_runner(runs / 'run', checkpoint=options, **several).train)
+
+        children = tiny.fork_ranks(ranks, runs / 'ranks', train)
+        assert [child.result() for child in children] == [2] * ranks
+        names = ['best_tiny_score_epoch_1.pth', 'epoch_2.pth', 'last_checkpoint']
+        assert _names(runs / 'run') == names
+
+
+def _improving():
+    scores = iter(range(1, 99))
+    return lambda *_: dict(score=float(next(scores)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
 import os
 import select
 import signal
@@ -356,7 +356,33 @@ def test_without_its_mark_the_code_is_the_process_own(runs, monkeypatch):
     assert _iteration(runs / 'run') == 4
 
 
-@pytest.mark.parametrize('numbers', itertools.permutations([signal.SIGTERM, signal.SIGUSR1]))
+@pytest.mark.parametrize(
+    'number', [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS]
+)
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_a_save_that_fails_is_said_and_is_no_success(runs, monkeypatch, number, ranks):
+    def stopped() -> None:
+        def refuse(*_) -> None:
+            raise OSError(number, os.strerror(number))
+
+        def stop() -> None:
+            monkeypatch.setattr(os, 'replace', refuse)
+            send()
+
+        several = dict(launcher='pytorch', ranks=2) if ranks > 1 else {}
+        train(runs / 'run', At('before_train_iter', 8, stop), **several)
+
+    codes = [child.wait() for child in tiny.fork_ranks(ranks, runs / 'ranks', stopped)]
+    assert codes == [preemption.EXIT_CODE] * ranks
+    assert _iteration(runs / 'run') == 6
+    text = next((runs / 'run').glob('*/*.log')).read_text()
+    assert f'iter_9.pth could not be saved ([Errno {number}]' in text
+    assert 'NO checkpoint could be saved' in text
+
+
+@pytest.mark.parametrize(
+    'numbers', [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)]
+)
 def test_sigterm_counts_whatever_came_with_it(runs, monkeypatch, numbers):
     """The script passes on SIGTERM as SIGUSR1, which may come before Slurm's own."""
     monkeypatch.setenv('SLURM_JOB_ID', '7')
