@@ -120,10 +120,10 @@ def watching_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        # And a tool holds them back again: one that comes late must not kill what is complete.
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # To a tool that held it back it is of no use now; it must not kill what is complete.
+            # Blocked, it would be taken by a thread of a library, and kill by that.
+            signal.signal(number, signal.SIG_IGN if number in mask else handler)
         _watch.pid = None
 
 

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,7 +270,9 @@ def test_a_signal_after_the_training_kills_nothing(runs, number):
 
     def tool() -> str:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-        train(runs / 'run')
+        # As gloo's do, it takes the signals that the main thread blocks.
+        thread = threading.Thread(target=threading.Event().wait, daemon=True)
+        train(runs / 'run', At('before_train_iter', 3, thread.start))
         send(number)
         return 'ended'
 
