@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.registry import METRICS
 
@@ -24,8 +25,12 @@ from backbones.checkpoints.seal import stated_checksum
 from ..config.arguments import arguments_of
 from ..data.label_order import registered_class
 from ..errors import UserError
+from .changed_config import differences, parse_config
 from .ranks import any_rank, by_host, failing_together, from_main, greatest, hosts_without
 from .resume import Choice, Saved, choose_checkpoint, last_start, usable
+
+# Parts of a config in which ranks can't differ and train the same weights.
+_ALIKE = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
 
 
 class _Look(NamedTuple):
@@ -93,6 +98,48 @@ def _told(looks: list[tuple[str, _Look]]) -> str:
             for host, look in looks
         ]
     )
+
+
+def check_alike(cfg: Config, resume: bool, load_from: str | None) -> None:
+    """Refuse ranks that were started to train in different ways; all ranks must call it.
+
+    Args:
+        cfg: Their config, of which model, optimizer, schedules and length count.
+        resume: Whether they resume.
+        load_from: What they load or resume from, if it is named.
+
+    Raises:
+        UserError: Their configs differ in that, or only some of them resume or load.
+    """
+    if get_world_size() == 1:
+        return
+    text = cfg.pretty_text
+    main = from_main(text)
+    start = ('resume' if resume else 'load') if load_from or resume else 'begin'
+    told = [start + (' from a named checkpoint' if load_from else '')]
+    if text != main:
+        found = differences(parse_config(main), parse_config(text))
+        places = [d.place for d in found if d.place.partition('.')[0] in _ALIKE]
+    else:
+        places = []
+    for place in sorted({place for own in all_gather_object(places) for place in own}):
+        told.append(f'{place}={_entry(cfg, place)!r}')
+    facts = all_gather_object((socket.gethostname(), ', '.join(told)))
+    if len({fact for _, fact in facts}) > 1:
+        raise UserError(
+            f'the ranks are not started alike, so they would train different weights: '
+            f'{by_host(facts)}. Give all nodes the same config and the same arguments'
+        )
+
+
+def _entry(cfg: Config, place: str) -> Any:
+    node: Any = cfg
+    for key in place.split('.'):
+        try:
+            node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return node
 
 
 def choose_together(

@@ -23,7 +23,7 @@ from backbones.checkpoints import (
 from ..config.datasets import checkpoint_classes
 from ..data.faults import first_names
 from ..errors import UserError
-from .agreement import choose_together, read_together
+from .agreement import check_alike, choose_together, read_together
 from .changed_config import Difference, compare_with_checkpoint, use_what_is_restored
 from .process import run_process
 from .ranks import failing_together, from_main
@@ -64,6 +64,7 @@ class LoadingRunner(SavingRunner):
         if self._has_loaded or not (training or automatic):
             super().load_or_resume()
             return
+        check_alike(self.cfg, self._resume, self._load_from)
         choice, launches = choose_together(self.work_dir, automatic, self.logger, self._examine)
         if choice.path is not None:
             self._resume, self._load_from = True, choice.path

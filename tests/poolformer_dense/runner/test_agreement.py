@@ -147,6 +147,30 @@ def test_a_checkpoint_of_another_rank_alone_ends_all(two, nodes):
     assert '(rank 1): epoch_1.pth (iteration 6)' in first
 
 
+def _unlike(nodes: Path, first: dict[str, Any], second: dict[str, Any]) -> Any:
+    return _run(nodes, **(first if os.environ['RANK'] == '0' else second))
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'differ'),
+    [
+        ({}, dict(resume=True), ('begin', 'resume')),
+        (dict(resume=True), dict(load_from='a.pth'), ('resume', 'load from a named checkpoint')),
+        (
+            {},
+            dict(accumulate=2),
+            tuple(f'begin, optim_wrapper.accumulative_counts={n}' for n in (1, 2)),
+        ),
+        ({}, dict(steps=18), tuple(f'begin, train_cfg.max_epochs={n}' for n in (2, 3))),
+    ],
+)
+def test_ranks_that_are_not_started_alike_end_all(two, tmp_path, first, second, differ):
+    (said, _), (other, _) = two(tmp_path, _unlike, first=first, second=second)
+    assert said == other
+    host = socket.gethostname()
+    assert f'{host} (rank 0): {differ[0]}; {host} (rank 1): {differ[1]}. Give all nodes' in said
+
+
 def test_a_new_training_begins_on_all_or_on_none(two, tmp_path):
     (first, said), (second, _) = two(tmp_path, resume=True)
     assert first == second
