@@ -18,12 +18,6 @@ def first_process() -> bool:
     return next((os.environ[name] for name in names if name in os.environ), '0') == '0'
 
 
-def first_on_host() -> bool:
-    """Whether this is the first of a job's processes on its host."""
-    names = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
-    return next((os.environ[name] for name in names if name in os.environ), '0') == '0'
-
-
 def told_launcher(code: int) -> int:
     """Return the code to end a stopped run with, after telling the launcher's script.
 

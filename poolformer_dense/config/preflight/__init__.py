@@ -6,13 +6,12 @@ Each check is a function in `CHECKS` that yields what it finds. Training and tes
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ...errors import RankError, UserError, first_on_host, first_process
+from ...errors import UserError
 from ...terminal import printable
 from .classes import check_classes
 from .contents import check_annotations
@@ -57,13 +56,12 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
         UserError: A path is in an object store, data is missing or has errors that show without
             opening every image, an annotation file's categories or the model's ``num_classes``
             disagree with the classes, an argument of the backbone is wrong, a checkpoint can't be
-            read, or a package that a logger or an evaluator imports is not installed.
+            read, a package that a logger or an evaluator imports is not installed, the work
+            directory can't be written, or shared memory holds no batch.
     """
     plan = Plan(cfg, splits, unsafe_load)
     for check in CHECKS:
         for finding in check(plan):
             if finding.level >= logging.ERROR:
-                if finding.of_host and first_on_host() and not first_process():
-                    raise RankError(f'on {socket.gethostname()}: {finding.text}')
                 raise UserError(finding.text)
             print_log(printable(finding.text), 'current', finding.level)

@@ -30,4 +30,4 @@ def check_folders(plan: Plan) -> Iterator[Notice]:
         try:
             require_writable(folder, key, _REMEDY + option)
         except UserError as error:
-            yield Notice(logging.ERROR, str(error), of_host=True)
+            yield Notice(logging.ERROR, str(error))

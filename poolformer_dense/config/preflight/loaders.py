@@ -55,7 +55,7 @@ def _of_loader(plan: Plan, split: str, room: Room) -> Iterator[Notice]:
             f'{place}: a batch of {images} images takes {megabytes(least)} of shared memory or '
             f'more, and {FOLDER} has {room}; {REMEDY}: --cfg-options {place}.num_workers=0'
         )
-        yield Notice(logging.ERROR, text, of_host=True)
+        yield Notice(logging.ERROR, text)
         return
     workers, processes = loader['num_workers'], _processes_here()
     batches = workers * (loader.get('prefetch_factor') or 2) * processes

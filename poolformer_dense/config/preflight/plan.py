@@ -47,4 +47,3 @@ class Notice(NamedTuple):
 
     level: int  # of the standard library's logging
     text: str
-    of_host: bool = False  # whether it may be so on this host alone, which then says it
