@@ -166,14 +166,14 @@ class Watch:
             )
 
     def _sign(self, ended: bool = False) -> Sign:
-        place = self.place
+        place, call = self.place, _waiting_call(self._main)
         return Sign(
             host=self._name,
             pid=self._pid,
             count=place.count,
             place=place.what,
-            call=_waiting_call(self._main),
-            busy=place.busy,
+            call=call,
+            busy=place.busy and not call,
             lasted=time.monotonic() - place.since,
             ended=ended,
         )
@@ -330,8 +330,8 @@ def enter_hooks(runner: Runner, name: str, batch: int = 0) -> None:
     elif when == 'before':
         training = mode == 'train'
         here = f'iteration {runner.iter + 1}' if training else f'{_MODES[mode]} batch {batch + 1}'
-        # What is compiled or tuned is so at the first.
-        watch.enter(here, busy=mode not in watch.begun, waits=True, same=training)
+        compiles = mode not in watch.begun and bool(runner.cfg.get('compile'))
+        watch.enter(here, busy=compiles, waits=True, same=training)
         watch.begun.add(mode)
 
 

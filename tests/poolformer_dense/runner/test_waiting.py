@@ -17,8 +17,8 @@ from torch.distributed import TCPStore
 
 from poolformer_dense.errors import UserError
 from poolformer_dense.runner import waiting
-from poolformer_dense.runner.board import Sign
-from poolformer_dense.runner.waiting import judge
+from poolformer_dense.runner.board import Board, Sign
+from poolformer_dense.runner.waiting import Watch, judge
 from tests.poolformer_dense.runner import launching, tiny
 
 REPORT_AFTER = 1.0  # seconds
@@ -269,6 +269,16 @@ def test_for_whom_a_rank_waits(signs, said, excused):
 def test_a_rank_knows_that_the_others_wait_for_it():
     signs = {0: sign(), 1: sign(call='f'), 2: sign(count=6)}
     assert judge(0, signs, size=3, quiet=5.0) == ('the others wait for it', False)
+
+
+def test_who_waits_is_not_busy(monkeypatch):
+    """Else a network that fails at the first collective would never be given up."""
+    watch = Watch(0, 2, 'n1', Board(), report_after=1000)
+    watch.enter('the evaluation', busy=True)
+    assert watch._sign().busy
+    monkeypatch.setattr(waiting, '_waiting_call', lambda thread: 'all_gather_object')
+    assert not watch._sign().busy
+    watch._leaving.set()
 
 
 def test_a_long_list_of_ranks_is_cut():
