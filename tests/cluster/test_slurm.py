@@ -109,7 +109,8 @@ def test_time_limit(slurm, shapes, tmp_path, undisturbed):
     job.wait_for_gate()  # which the signal opens
     job.wait_for('COMPLETED')
     assert job.shown('Restarts') == '1'
-    assert (tmp_path / f'run/iter_{GATE + 1}.pth').exists()
+    said = (tmp_path / f'{job.number}.out').read_text()
+    assert f'SIGUSR1: the run ends after iteration {GATE + 1}; a checkpoint was saved' in said
     assert outcome(tmp_path / 'run') == outcome(undisturbed(2))
 
 
