@@ -16,6 +16,7 @@ from backbones import MetaFormer
 from backbones.checkpoints import from_layout, to_layout
 from backbones.presets import FAMILIES
 
+# Of 12 blocks; rounding adds up with more. In float64 all agree to 1e-13.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 PREFIX = {'timm': '', 'hf': 'poolformer.', 'mmpretrain': 'backbone.'}
 IMAGE, ODD_IMAGE = (64, 96), (75, 101)
@@ -189,7 +190,7 @@ def assert_parity(
 
     worst = max(errors, key=errors.get)
     print(f'PARITY {dtype} {layout}: {worst} {errors[worst]:.1e}')
-    tolerance = tolerance or TOLERANCE[dtype]
+    tolerance = tolerance or TOLERANCE[dtype] * max(1, sum(ours.arch.depths) / 12)
     beyond = {name: f'{e:.1e}' for name, e in errors.items() if not e <= tolerance}
     assert not beyond, f'relative errors beyond {tolerance}: {beyond}'
 
