@@ -68,7 +68,8 @@ def test_what_a_tool_logs_is_printable(caplog):
     assert logging.getLogRecordFactory() is factory
 
 
-def test_a_traceback_is_printable(capsys):
+def test_a_traceback_is_printable(capsys, monkeypatch):
+    monkeypatch.setattr('sys.gettrace', lambda: None)  # coverage traces as a debugger does
     assert run_tool(_crash) == 1
     shown = capsys.readouterr().err
     assert 'Traceback (most recent call last):' in shown
