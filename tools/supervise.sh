@@ -35,9 +35,11 @@ starts_again() {
     esac
 }
 supervise() {
-    local forward=$2 launcher code mark
+    local forward=$2 launcher='' code mark
     pass_on() {
-        if [ -z "$asked" ]; then
+        if [ -z "$launcher" ]; then
+            asked=${asked:-$1}
+        elif [ -z "$asked" ]; then
             asked=$1
             "$forward" "$launcher" "$1"
         else
@@ -49,12 +51,13 @@ supervise() {
     # By this a run that torchrun restarts knows what it has saved itself.
     LAUNCH_ID=$(cat /proc/sys/kernel/random/uuid)
     export PREEMPTED_FILE LAUNCH_ID
-    (trap - INT QUIT && "$@") &
-    launcher=$!
     trap 'pass_on TERM' TERM
     trap 'pass_on USR1' USR1
     trap 'pass_on INT' INT
-    trap 'kill -TERM "$launcher"' HUP
+    trap 'kill -TERM ${launcher:-$$}' HUP
+    (trap - INT QUIT && "$@") &
+    launcher=$!
+    [ -z "$asked" ] || "$forward" "$launcher" "$asked"
     while :; do
         code=0
         wait "$launcher" || code=$?
