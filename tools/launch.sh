@@ -26,8 +26,17 @@ else
     rendezvous+=(--rdzv-conf "timeout=$join_timeout")
 fi
 # Signal the processes directly: torchrun kills them 30 s after a SIGTERM or SIGINT, and SIGUSR1 kills torchrun itself.
+# While it has none, there is nothing to save: it ends, with the code that they would have left.
 signal_processes() {
-    kill -"$2" $(cat "/proc/$1/task/$1/children") 2>/dev/null || [ "$2" != INT ] || kill -TERM "$1"
+    local processes
+    processes=$(cat "/proc/$1/task/$1/children")
+    # shellcheck disable=SC2086
+    if [ -n "$processes" ]; then
+        kill -"$2" $processes 2>/dev/null || true
+    else
+        if [ "$2" = INT ]; then echo 130; else echo 075; fi >"$PREEMPTED_FILE"
+        kill -TERM "$1"
+    fi
 }
 # In a session of its own, or it would receive the terminal's Ctrl-C too.
 torchrun() {

@@ -128,3 +128,27 @@ def test_a_batch_job_is_queued_again_after_sigusr1_alone(
     assert (process.returncode, printed, said) == (code, told, '')
     assert (tmp_path / 'forwarded').read_text().strip() == number.name.removeprefix('SIG')
     assert not list(tmp_path.glob('.preempted.*'))
+
+
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_before_torchrun_has_processes_it_ends_with_their_code(root, tmp_path, number, code):
+    """There is nothing to save then; the signal is not lost."""
+    stand_in = tmp_path / 'python'
+    stand_in.write_text(f"""#!/bin/bash
+[ "$2" = torch.distributed.run ] || exit 0
+touch {tmp_path}/started
+exec sleep {launching.DEADLINE}
+""")
+    stand_in.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')}
+    process = subprocess.Popen(
+        [root / 'tools/launch.sh', '2', 'train.py'],
+        cwd=tmp_path,
+        env=environment | dict(VIRTUAL_ENV='1', PATH=f'{tmp_path}:{os.environ["PATH"]}'),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    launching.wait_for((tmp_path / 'started').exists, process)
+    process.send_signal(number)
+    assert process.wait(launching.DEADLINE) == code
