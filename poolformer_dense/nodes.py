@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .ports import require_free_port
-from .terminal import printable
+from .terminal import tell
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -144,7 +144,7 @@ class Nodes:
                     f'at {self.address}, port {self.port}'
                 )
         except UserError as error:
-            _tell(f'error: {error}')
+            tell(f'error: {error}')
             code = 2
         except RuntimeError:
             pass  # the store is closed: torchrun has ended, and says why
@@ -162,7 +162,7 @@ class Nodes:
             raise UserError(f'{text}; it gives up after JOIN_TIMEOUT={self.give_up_after:g}')
         if waited >= max(self.report_after, 2 * self._reported):
             self._reported = waited
-            _tell(text)
+            tell(text)
         time.sleep(min(_PERIOD, self.report_after / 4))
         try:
             os.kill(self.script, 0)
@@ -178,13 +178,9 @@ def _number(name: str, default: str) -> float:
         raise UserError(f'{name}={text}: it must be a number') from None
 
 
-def _tell(text: str) -> None:
-    os.write(2, f'{printable(text)}\n'.encode(errors='replace'))
-
-
 if __name__ == '__main__':
     try:
         Nodes.from_environment().prepare()
     except UserError as error:
-        _tell(f'error: {error}')
+        tell(f'error: {error}')
         sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ class PrintableRecord(logging.LogRecord):
 
     def getMessage(self) -> str:
         return printable_lines(super().getMessage())
+
+
+def tell(text: object) -> None:
+    """Write a line to standard error at once, whatever locks other threads of the process hold."""
+    os.write(2, f'{printable(text)}\n'.encode(errors='replace'))
 
 
 @contextmanager

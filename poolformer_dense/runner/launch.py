@@ -21,8 +21,9 @@ from torch.distributed import DistError, TCPStore
 
 from ..errors import RankError, UserError
 from ..ports import require_free_port
+from ..terminal import tell
 from .board import Board, BoardClient
-from .waiting import GIVE_UP_AFTER, REPORT_AFTER, Watch, enter, start_watch, stop_watch, tell
+from .waiting import GIVE_UP_AFTER, REPORT_AFTER, Watch, enter, start_watch, stop_watch
 
 _STARTERS = (
     ('pytorch', 'RANK', 'is for torchrun: start with tools/dist_train.sh'),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from ..terminal import printable
+from ..terminal import tell
 from .board import Board, BoardClient, Sign, this_host
 
 REPORT_AFTER = 120.0  # seconds
@@ -269,11 +269,6 @@ def _ask_flight_recorder(rank: int) -> None:
         tell(f'the flight recorder of rank {rank} does not read its pipe ({error})')
     else:
         time.sleep(_RECORDING)
-
-
-def tell(text: str) -> None:
-    """Write a line for the operator, whatever locks the process holds."""
-    os.write(2, f'{printable(text)}\n'.encode(errors='replace'))
 
 
 _watches: dict[int, Watch] = {}  # by the process, which may be forked
