@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,15 +64,7 @@ def resume(trained, tmp_path) -> Callable[..., tuple[Any, str]]:
         cfg.param_scheduler = SCHEDULE
         change(cfg)
         runner = tiny.build_runner(cfg)
-        said: list[str] = []
-        listener = logging.Handler()
-        listener.emit = lambda record: said.append(record.getMessage())
-        runner.logger.addHandler(listener)
-        try:
-            runner.train()
-        finally:
-            runner.logger.removeHandler(listener)
-        return runner, '\n'.join(said)
+        return runner, tiny.train_listening(runner)
 
     return run
 

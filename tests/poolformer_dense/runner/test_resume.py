@@ -386,15 +386,7 @@ def _says(folder: Path, **changes) -> tuple[tiny.Runner, str]:
     """Train on from a folder's last checkpoint; what the run says."""
     cfg = tiny.tiny_config(folder, **OPTIONS | dict(resume=True, steps=18) | changes)
     runner = tiny.build_runner(cfg)
-    said = []
-    listener = logging.Handler(logging.WARNING)
-    listener.emit = lambda record: said.append(record.getMessage())
-    runner.logger.addHandler(listener)
-    try:
-        runner.train()
-    finally:
-        runner.logger.removeHandler(listener)
-    return runner, '\n'.join(said)
+    return runner, tiny.train_listening(runner)
 
 
 @pytest.mark.parametrize('loop', ['epoch', 'iter'])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import itertools
+import logging
 import os
 import pickle
 import random
@@ -331,6 +332,19 @@ def demo_config(
     layout = 'ade' if name == 'fpn' else 'coco'
     options = {'data_root': f'{shapes}/{layout}'} | (overrides or {})
     return load_config(str(path), options, str(work_dir), launcher)
+
+
+def train_listening(runner: Runner) -> str:
+    """Train, and return what the run's log was told, a message a line."""
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    runner.logger.addHandler(listener)
+    try:
+        runner.train()
+    finally:
+        runner.logger.removeHandler(listener)
+    return '\n'.join(said)
 
 
 def digest(runner: Runner) -> dict[str, str]:
