@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -21,25 +21,18 @@ _OF_SERVERS = ('tracking_uri', 'artifact_location', 'init_kwargs')
 def refuse_stores(cfg: Config | Mapping[str, Any]) -> None:
     """Refuse a config that reads from or writes to an object store.
 
+    To read data, a client that the user has registered with mmengine is let be.
+
     Raises:
         UserError: The first such place, and the remedy.
     """
-    for place, value in stores_in(cfg):
-        raise store_refusal(place, value)
-
-
-def stores_in(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the value of what is in an object store.
-
-    To read data, a client that the user has registered with mmengine is let be.
-    """
-    for place, child in walk(node):
+    for place, child in walk(cfg):
         *above, key = place.split('.')
         if isinstance(child, Mapping) and child.get('backend') in _CLIENTS:
             if backends.get(child['backend'], PetrelBackend) is PetrelBackend:
-                yield f'{place}.backend', child['backend']
+                raise store_refusal(f'{place}.backend', child['backend'])
         elif in_store(child) and not {key, *above} & {*_OF_SERVERS}:
             scheme = child.strip().partition('://')[0].rpartition(':')[2]
             own = prefix_to_backends.get(scheme, PetrelBackend) is not PetrelBackend
             if not own or key in _NEVER_BY_CLIENTS:
-                yield place, child
+                raise store_refusal(place, child)

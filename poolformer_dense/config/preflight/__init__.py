@@ -26,12 +26,10 @@ from .monitors import check_monitors
 from .packages import check_faster_coco, check_loggers
 from .plan import Notice, Plan
 from .starting_weights import check_checkpoints
-from .stores import check_stores
 from .unlabelled import check_unlabelled
 
 # The quickest first: seconds for the contents of COCO's annotation files.
 CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
-    check_stores,
     check_folders,
     check_loggers,
     check_shared_memory,
@@ -53,7 +51,7 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
     """Check what a run needs; see `Plan` for the arguments.
 
     Raises:
-        UserError: A path is in an object store, data is missing or has errors that show without
+        UserError: Data is missing or has errors that show without
             opening every image, an annotation file's categories or the model's ``num_classes``
             disagree with the classes, an argument of the backbone is wrong, a checkpoint can't be
             read, a package that a logger or an evaluator imports is not installed, the work
