@@ -95,17 +95,18 @@ def tile(sample, first, channels, pixels, dim, PIXELS: constexpr):
 @triton.jit
 def per_channel(pointer, channels, dim, missing, wide: constexpr):
     """A (C,) vector, or where it is None its neutral value."""
+    # One exit: the compiler also reads what follows a return.
     if pointer is None:
-        return tl.full(channels.shape, missing, wide)
-    return tl.load(pointer + channels, mask=channels < dim, other=0).to(wide)
+        values = tl.full(channels.shape, missing, wide)
+    else:
+        values = tl.load(pointer + channels, mask=channels < dim, other=0).to(wide)
+    return values
 
 
 @triton.jit
 def per_sample(pointer, sample, wide: constexpr):
     """One number of a (B,) vector, or 1 where that is None."""
-    if pointer is None:
-        return tl.full((), 1, wide)
-    return tl.load(pointer + sample).to(wide)
+    return tl.full((), 1, wide) if pointer is None else tl.load(pointer + sample).to(wide)
 
 
 @triton.jit
