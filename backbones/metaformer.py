@@ -177,7 +177,11 @@ class MetaFormer(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage."""
+        """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage.
+
+        The maps are contiguous, whatever layout the stages compute in: mmcv's RoIAlign takes
+        channels_last for contiguous without a word, and pools other pixels.
+        """
         if resolve_backend(self.backend, x.device.type) != 'reference':
             # Fused operators and convolutions are faster on it; shapes and values are the same.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -194,7 +198,7 @@ class MetaFormer(BaseModule):
                 else:
                     x = block(x)
             if i in self.out_indices:
-                outputs.append(self.output_norms[str(i)](x))
+                outputs.append(self.output_norms[str(i)](x).contiguous())
         return tuple(outputs)
 
     def set_backend(self, backend: str) -> None:

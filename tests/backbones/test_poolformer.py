@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from mmdet.models.roi_heads import SingleRoIExtractor
 from mmengine.registry import MODELS, DefaultScope
 
 from backbones import CAFormer, MetaFormer, PoolFormer
@@ -50,6 +51,26 @@ def test_strides_and_channels():
         (2, 320, 4, 6),
         (2, 512, 2, 3),
     ]
+
+
+@pytest.mark.parametrize('backend', ['reference', 'cpu'])
+def test_outputs_are_contiguous(backend):
+    outputs = PoolFormer(TINY, backend=backend).eval()(torch.randn(2, 3, 64, 96))
+    assert all(o.is_contiguous() for o in outputs)
+
+
+def test_regions_are_pooled_alike_on_every_backend():
+    extractor = SingleRoIExtractor(
+        dict(type='RoIAlign', output_size=7, sampling_ratio=0), TINY['dims'][0], [4]
+    )
+    image = torch.randn(2, 3, 64, 96)
+    regions = torch.tensor([[0.0, 5, 9, 40, 50], [1, 20, 0, 90, 63]])
+    model = PoolFormer(TINY, out_indices=(0,)).eval()
+    pooled = []
+    for backend in ('reference', 'cpu'):
+        model.set_backend(backend)
+        pooled.append(extractor(model(image), regions))
+    torch.testing.assert_close(*pooled, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('size', [(127, 201), (33, 65), (32, 31)])
