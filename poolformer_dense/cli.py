@@ -10,13 +10,13 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .console import ToolConsole, current_console
 from .errors import RankError, UserError, first_process, told_launcher
 from .literals import parse_value
 from .object_stores import in_store, store_refusal
+from .shipped import find_config
 from .terminal import printable, printable_logs, say
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -74,8 +74,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the config file, which must exist, and ``--cfg-options``."""
-    parser.add_argument('config', type=_config_file, help='config file')
+    """Add the config, a file or the name of a shipped one, and ``--cfg-options``."""
+    parser.add_argument(
+        'config', type=find_config, help='config file, or the name of a shipped one'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -170,12 +172,6 @@ def _report_unexpected() -> int:
         raise
     say(traceback.format_exc().rstrip(), file=sys.stderr)
     return 1
-
-
-def _config_file(path: str) -> str:
-    if not Path(path).is_file():
-        raise UserError(f'config {path} does not exist (looked at {Path(path).absolute()})')
-    return path
 
 
 def _key_value(argument: str) -> str:

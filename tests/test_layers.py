@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A part imports what stands below it, and itself.
 LAYERS = (
     'tools',
+    'poolformer_dense.__init__',  # it imports what it offers when that is used
+    'poolformer_dense.api',
     'poolformer_dense.measure',
     'poolformer_dense.report',
     'poolformer_dense.export',
@@ -47,9 +49,12 @@ def _layer(name: str) -> int | None:
 
 
 def _public_names() -> Iterator[tuple[str, str]]:
-    """Modules, functions and classes with their module; backends of operators share names."""
+    """Modules, functions and classes with their module.
+
+    Backends of operators share names, and what Python offers is called as the tools are.
+    """
     for module, tree in _modules():
-        if module.startswith(('tools.', 'backbones.ops.')):
+        if module.startswith(('tools.', 'backbones.ops.', 'poolformer_dense.api')):
             continue
         yield module.split('.')[-1], module
         for node in tree.body:

@@ -44,9 +44,9 @@ def main() -> None:
     args = parse_args()
     if args.batch < 1:
         raise UserError(f'--batch {args.batch}: at least 1')
+    from poolformer_dense.api import load
     from poolformer_dense.config.load import load_config
     from poolformer_dense.predict.media import find_media
-    from poolformer_dense.predict.predictor import load_predictor
     from poolformer_dense.predict.result_files import infer_files
 
     cfg = load_config(args.config, args.cfg_options)
@@ -54,7 +54,9 @@ def main() -> None:
         raise UserError('--score-thr is for detection; label maps have no scores')
     out = args.out or Path(cfg.work_dir, 'predictions')
     paths, nothing = find_media(args.inputs, leave_out=out)
-    predictor = load_predictor(cfg, args.checkpoint, args.device, args.fuse, args.unsafe_load)
+    predictor = load(
+        cfg, args.checkpoint, args.device, fuse=args.fuse, unsafe_load=args.unsafe_load
+    )
     for given, reason in nothing:
         warn(f'skipped {given}: {reason}')
     start = time.monotonic()
@@ -62,7 +64,7 @@ def main() -> None:
         predictor,
         paths,
         out,
-        0.3 if args.score_thr is None else args.score_thr,
+        args.score_thr,
         args.batch,
         not args.no_pictures,
         report=warn,

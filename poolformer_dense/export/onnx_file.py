@@ -17,7 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..errors import UserError
-from ..predict.result_files import write_whole
+from ..predict.results import write_whole
 from .parity import Array, Run
 from .program import OPEN_SIZES
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import mmcv
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from numpy.typing import NDArray
 
-from ..data.decoding import Decoded, Decoder, Unreadable, read_image
+from ..data.decoding import Decoder, Unreadable, read_image
 from ..errors import UserError
 
 # (H, W, 3), BGR.
 Image = NDArray[np.uint8]
+# What can be predicted: a file (of images also a folder or a pattern), or an image in memory.
+Source: TypeAlias = 'str | os.PathLike[str] | NDArray[Any] | PIL.Image.Image'
+# Takes a file, and why it can't be read.
+OnUnreadable: TypeAlias = Callable[[Path, str], None]
 # What a folder is searched for.
 _READ = 'jpg jpeg jpe jfif png apng bmp dib tif tiff webp gif avif jp2 ppm pgm pbm pnm hdr ras sr'
 _NAMED = 'heic heif jxl exr tga psd dng'  # images that can't be read, rather than other files
@@ -126,28 +131,140 @@ def describe_video(path: Path) -> tuple[int, float]:
         return max(video.frame_cnt, 0), video.fps if 0 < video.fps < 1000 else 25.0
 
 
-def read_ahead(
-    paths: Iterable[Path], decoder: Decoder, waiting: int = 8
-) -> Iterator[tuple[Path, Decoded | Unreadable]]:
-    """Read images in threads, in order, at most ``waiting`` ahead of the caller.
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An image to predict, and where it is from.
 
-    Decoding releases Python's lock, so the next images are read while the model runs.
+    Attributes:
+        image: (H, W, 3), uint8, BGR, or as the decoder gives it.
+        path: The file, None for an image in memory.
+        number: Of a video's frame, from 0.
+        remark: What was lost or odd when it was read, in words, else empty.
     """
-    paths = iter(paths)
-    read = partial(_try_read, decoder=decoder)
+
+    image: Image
+    path: Path | None = None
+    number: int | None = None
+    remark: str = ''
+
+
+def read_sources(
+    sources: Source | Iterable[Source],
+    decoder: Decoder,
+    on_unreadable: OnUnreadable | None = None,
+    ahead: int = 8,
+) -> Iterator[Frame]:
+    """Read images and videos in order; files in threads, at most ``ahead`` before the caller.
+
+    Decoding releases Python's lock, so the next files are read while the model runs.
+
+    Args:
+        sources: One, or any stream of them, which may be endless.
+        decoder: How files are decoded.
+        on_unreadable: Called for a file that can't be read, which is left out.
+        ahead: How many files wait in memory.
+
+    Raises:
+        UserError: A file can't be read and there is no ``on_unreadable``, or a source is of
+            another kind.
+    """
+
+    def refuse(path: Path, reason: str) -> None:
+        if on_unreadable is None:
+            raise UserError(f'{path}: {reason}; with on_unreadable=FUNCTION it is left out')
+        on_unreadable(path, reason)
+
     with ThreadPoolExecutor(2) as pool:
-        results = deque(pool.submit(read, path) for path in islice(paths, waiting))
-        while results:
-            result = results.popleft().result()
-            results.extend(pool.submit(read, path) for path in islice(paths, 1))
-            yield result
+        waiting: deque[tuple[Path, Future[Frame]]] = deque()
+
+        def read_next() -> Iterator[Frame]:
+            path, future = waiting.popleft()
+            try:
+                yield future.result()
+            except Unreadable as error:
+                refuse(path, str(error))
+
+        for source in _flat(sources, refuse):
+            if isinstance(source, Path) and not is_video(source):
+                waiting.append((source, pool.submit(_read_file, source, decoder)))
+                if len(waiting) > ahead:
+                    yield from read_next()
+                continue
+            while waiting:
+                yield from read_next()
+            if not isinstance(source, Path):
+                yield Frame(as_image(source, decoder))
+                continue
+            try:
+                for number, image in enumerate(read_video(source)):
+                    yield Frame(image, source, number)
+            except Unreadable as error:
+                refuse(source, str(error))
+        while waiting:
+            yield from read_next()
 
 
-def _try_read(path: Path, decoder: Decoder) -> tuple[Path, Decoded | Unreadable]:
-    try:
-        return path, read_image(path, decoder)
-    except Unreadable as error:
-        return path, error
+def _flat(
+    sources: Source | Iterable[Source], refuse: OnUnreadable
+) -> Iterator[Path | NDArray[Any] | PIL.Image.Image]:
+    """Yield files and images; folders and patterns are searched."""
+    if isinstance(sources, (str, os.PathLike)):
+        paths, nothing = find_media([os.fspath(sources)])
+        yield from paths
+        for given, reason in nothing:
+            refuse(Path(given), reason)
+    elif isinstance(sources, PIL.Image.Image):
+        yield sources
+    elif isinstance(sources, np.ndarray):
+        yield from sources if sources.ndim == 4 else [sources]
+    elif isinstance(sources, Iterable):
+        for source in sources:
+            try:
+                yield from _flat(source, refuse)
+            except UserError as error:
+                if not isinstance(source, (str, os.PathLike)):
+                    raise
+                refuse(Path(source), str(error).removeprefix(f'{source}: '))
+    else:
+        raise UserError(
+            f'{type(sources).__name__} is no image: predict takes paths, numpy arrays (H, W, 3) of '
+            'uint8 in the order BGR, PIL images, and streams of them'
+        )
+
+
+def as_image(source: NDArray[Any] | PIL.Image.Image, decoder: Decoder) -> Image:
+    """Return an image in memory as a file of it would be read.
+
+    Args:
+        source: (H, W), (H, W, 1), BGR or BGRA, uint8; or a PIL image.
+        decoder: Of which color_type ``color`` makes three channels of it.
+
+    Raises:
+        UserError: It has another shape or dtype.
+    """
+    if isinstance(source, PIL.Image.Image):
+        turned = PIL.ImageOps.exif_transpose(source).convert('RGB')
+        return np.ascontiguousarray(np.asarray(turned)[..., ::-1])
+    known = source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3, 4))
+    if source.dtype != np.uint8 or not known or not source.size:
+        raise UserError(
+            f'an image in memory is {source.dtype} of shape {source.shape}: it must be uint8, '
+            '0 to 255, of shape (H, W, 3) in the order BGR, or (H, W)'
+        )
+    return in_color(source) if decoder.color_type.startswith('color') else source
+
+
+def in_color(image: NDArray[Any]) -> Image:
+    """Return (H, W, 3), uint8, of an image as any decoder gives it."""
+    if image.dtype != np.uint8:
+        image = np.interp(image, (image.min(), image.max() + 1e-9), (0, 255)).astype(np.uint8)
+    image = image.reshape(*image.shape[:2], -1)
+    return image[..., :3] if image.shape[2] > 2 else image[..., :1].repeat(3, axis=2)
+
+
+def _read_file(path: Path, decoder: Decoder) -> Frame:
+    found = read_image(path, decoder)
+    return Frame(found.pixels, path, remark=found.remark)
 
 
 def _suffix(path: Path) -> str:

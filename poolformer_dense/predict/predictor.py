@@ -1,22 +1,19 @@
-"""A detector or segmentor with its test pipeline, for images in memory."""
+"""A detector or segmentor that takes images as users have them and returns plain data."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS
-from mmengine.structures import BaseDataElement
-from mmengine.visualization import Visualizer
-from numpy.typing import NDArray
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, MODELS
 
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
@@ -24,107 +21,153 @@ from backbones.checkpoints import load_weights, read_checkpoint
 from ..config.datasets import check_names, check_num_classes, checkpoint_classes
 from ..data.decoding import Decoder
 from ..errors import UserError
-from .media import Image
+from .drawing import Artist
+from .media import Frame, Image, OnUnreadable, Source, find_media, read_sources
+from .network import Instances, Network, Prepared, Raw, TorchNetwork, steps_in_memory
+from .results import Detections, Result, Segmentation
 
-Key = TypeVar('Key')
+SCORE_THR = 0.3
+# Images that wait for others of their size, in batches.
+_WAITING = 4
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model and what belongs to its predictions; `load_predictor` makes one.
+    """A model and what belongs to its predictions; `poolformer_dense.load` makes one.
 
     Its methods change neither it nor anything in the process, so threads can share it.
 
     Attributes:
-        cfg: The config.
-        model: In evaluation mode, on its device.
-        pipeline: The config's test pipeline, from ``dict(img=image)``.
-        decoder: How that pipeline decodes files.
-        new_visualizer: Makes the visualizer that the config names.
+        network: Computes raw predictions.
         classes: Names of the classes, in the order of the labels.
-        palette: Their colours, RGB.
+        detects: Whether it finds objects, rather than a label for each pixel.
+        decoder: How files are decoded.
+        artist: Draws predictions.
+        cfg: The config.
     """
 
-    cfg: Config
-    model: Any
-    pipeline: Compose
-    decoder: Decoder
-    new_visualizer: Callable[[], Visualizer]
+    network: Network
     classes: list[str]
-    palette: list[tuple[int, ...]]
+    detects: bool
+    decoder: Decoder
+    artist: Artist
+    cfg: Config
 
     @property
-    def detects(self) -> bool:
-        """Whether it finds objects, rather than a label for each pixel."""
-        return bool(self.cfg.default_scope == 'mmdet')
+    def model(self) -> Any:
+        """The toolbox's model, a torch module."""
+        if not isinstance(self.network, TorchNetwork):
+            raise UserError(f'{type(self.network).__name__} is no torch model')
+        return self.network.model
 
     def prepare(self, image: Image) -> dict[str, Any]:
         """Return the model's input and a data sample for an image (H, W, 3), uint8, BGR."""
-        return dict(self.pipeline(dict(img=image)))
+        return dict(self.network.prepare(image).data)
 
     def predict(
-        self, images: Iterable[tuple[Key, Image]], batch: int = 1
-    ) -> Iterator[tuple[Key, Image, BaseDataElement]]:
-        """Predict images in batches; yield key, image and the toolbox's data sample of each.
+        self,
+        images: Source | Iterable[Source],
+        score_thr: float | None = None,
+        batch_size: int = 1,
+        *,
+        on_unreadable: OnUnreadable | None = None,
+    ) -> Iterator[Result]:
+        """Predict images; yield a result for each, in their order, as soon as it is there.
 
         A batch holds images of one size, before and after the pipeline: nothing is padded to a
         larger neighbour (which would change PoolFormer's statistics over the whole map), so
-        results don't depend on the batch. Images of rare sizes wait, at most 4 batches of them;
-        their results come out of order.
+        results don't depend on the batch. Images of rare sizes wait for others of their size while
+        at most 4 batches are read ahead.
 
         Args:
-            images: Keys, and images (H, W, 3), uint8, BGR.
-            batch: Images of one forward pass.
+            images: A path of an image, a video or a folder (with all its subfolders), a pattern
+                such as ``shots/**/*.jpg``, an array (H, W, 3) or (B, H, W, 3) of uint8 in the
+                order BGR, as OpenCV reads, a PIL image; or any iterable of these, also an endless
+                one.
+            score_thr: Detections with this score or less are left out (0.3).
+            batch_size: Images of one forward pass.
+            on_unreadable: Called with the path of a file that can't be read, and the reason; the
+                file is left out.
+
+        Yields:
+            `Detections` of a detector, `Segmentation` of a segmentor; in pixels of the image.
+
+        Raises:
+            UserError: An argument is wrong, a path has no image, or a file can't be read and there
+                is no ``on_unreadable``.
         """
-        waiting: dict[tuple[int, ...], list[tuple[Key, Image, dict[str, Any]]]]
-        waiting = defaultdict(list)
-        for key, image in images:
-            data = self.prepare(image)
-            size = (*image.shape[:2], *data['inputs'].shape)
-            waiting[size].append((key, image, data))
-            if len(waiting[size]) == batch:
-                yield from self._forward(waiting.pop(size))
-            elif sum(map(len, waiting.values())) >= 4 * batch:
-                fullest = max(waiting, key=lambda size: len(waiting[size]))
-                yield from self._forward(waiting.pop(fullest))
-        for group in waiting.values():
-            yield from self._forward(group)
+        if isinstance(images, (str, Path)):
+            find_media([str(images)])  # a wrong path is told at once
+        frames = read_sources(images, self.decoder, on_unreadable, 2 * batch_size + 2)
+        return self.predict_frames(frames, score_thr, batch_size)
 
-    def _forward(
-        self, group: list[tuple[Key, Image, dict[str, Any]]]
-    ) -> Iterator[tuple[Key, Image, BaseDataElement]]:
-        with torch.no_grad():
-            samples = self.model.test_step(pseudo_collate([data for _, _, data in group]))
-        for (key, image, _), sample in zip(group, samples, strict=True):
-            yield key, image, sample.cpu()
+    def predict_frames(
+        self, frames: Iterable[Frame], score_thr: float | None = None, batch_size: int = 1
+    ) -> Iterator[Result]:
+        """Predict what `read_sources` yields, as `predict` does."""
+        if batch_size < 1:
+            raise UserError(f'batch_size={batch_size}: at least 1')
+        if score_thr is not None and not self.detects:
+            raise UserError('score_thr is for detection; label maps have no scores')
+        threshold = SCORE_THR if score_thr is None else score_thr
+        raw = in_batches(self.network, frames, batch_size)
+        return (self.result_of(frame, found, threshold) for frame, found in raw)
 
-    def draw(self, image: Image, sample: BaseDataElement, score_thr: float) -> Image:
-        """Draw a prediction with the toolbox's visualizer.
+    def result_of(self, frame: Frame, found: Raw, score_thr: float = SCORE_THR) -> Result:
+        """Return what users get of a raw prediction.
 
         Args:
-            image: As `predict` yields it.
-            sample: The prediction for it.
+            frame: The image.
+            found: What the network says of it.
             score_thr: Detections with this score or less are left out.
-
-        Returns:
-            (H, W, 3), uint8, BGR.
         """
-        visualizer = self.new_visualizer()
-        visualizer.dataset_meta = dict(classes=self.classes, palette=self.palette)
-        threshold = dict(pred_score_thr=score_thr) if self.detects else {}
-        if not self.detects:
-            sample = sample.numpy()  # mmseg's visualizer fails on a tensor of one pixel
-        rgb = np.ascontiguousarray(_in_color(image)[..., ::-1])
-        visualizer.add_datasample('prediction', rgb, sample, draw_gt=False, **threshold)
-        return np.ascontiguousarray(visualizer.get_image()[..., ::-1])
+        common: dict[str, Any] = dict(
+            image=frame.image,
+            classes=self.classes,
+            path=frame.path,
+            frame=frame.number,
+            artist=self.artist,
+        )
+        if isinstance(found, Instances):
+            return Detections(**common, **found.above(score_thr)._asdict())
+        depth = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return Segmentation(**common, labels=found.astype(depth, copy=False))
 
 
-def _in_color(image: NDArray[Any]) -> Image:
-    """Return (H, W, 3), uint8, of an image as any decoder gives it."""
-    if image.dtype != np.uint8:
-        image = np.interp(image, (image.min(), image.max() + 1e-9), (0, 255)).astype(np.uint8)
-    image = image.reshape(*image.shape[:2], -1)
-    return image[..., :3] if image.shape[2] > 2 else image[..., :1].repeat(3, axis=2)
+def in_batches(
+    network: Network, frames: Iterable[Frame], batch_size: int
+) -> Iterator[tuple[Frame, Raw]]:
+    """Predict frames in batches of one size each; yield them in their order.
+
+    At most 4 batches are read before the oldest frame that has no prediction yet.
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    waiting: dict[int, tuple[Frame, Prepared]] = {}
+    done: dict[int, tuple[Frame, Raw]] = {}
+
+    def forward(size: tuple[int, ...]) -> None:
+        numbers = groups.pop(size)
+        group = [waiting.pop(number) for number in numbers]
+        found = network.forward([prepared for _, prepared in group])
+        for number, (frame, _), each in zip(numbers, group, found, strict=True):
+            done[number] = frame, each
+
+    first = 0
+    for number, frame in enumerate(frames):
+        prepared = network.prepare(frame.image)
+        waiting[number] = frame, prepared
+        groups[prepared.size].append(number)
+        if len(groups[prepared.size]) == batch_size:
+            forward(prepared.size)
+        elif len(waiting) + len(done) >= _WAITING * batch_size:
+            forward(waiting[first][1].size)
+        while first in done:
+            yield done.pop(first)
+            first += 1
+    for size in list(groups):
+        forward(size)
+    for _, each in sorted(done.items()):
+        yield each
 
 
 def load_predictor(
@@ -153,22 +196,24 @@ def load_predictor(
     if cfg.default_scope not in ('mmdet', 'mmseg'):
         raise UserError(f'default_scope={cfg.default_scope!r}: inference is for mmdet and mmseg')
     saved = read_checkpoint(checkpoint, 'cpu', unsafe_load)
-    steps, decoder = _steps_in_memory(cfg.test_dataloader.dataset.pipeline)
-    with VISUALIZERS.switch_scope_and_registry(cfg.default_scope) as visualizers:
+    steps, decoder = steps_in_memory(cfg.test_dataloader.dataset.pipeline)
+    with MODELS.switch_scope_and_registry(cfg.default_scope):
         model = MODELS.build(cfg.model)
         pipeline = Compose(steps)
         dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True, pipeline=[]))
-        visualizer = visualizers.get(cfg.visualizer.type)
     load_weights(model, saved, source=checkpoint)
     model.to(device).eval().requires_grad_(False)
     if fuse:
         fold(model)
     classes, palette = _classes(cfg, dataset.metainfo, saved)
-    # A backend would log the pictures, and make folders for that.
-    other = ('type', '_scope_', 'vis_backends')
-    arguments = {k: v for k, v in cfg.visualizer.items() if k not in other}
-    new_visualizer = partial(visualizer, **arguments)
-    return Predictor(cfg, model, pipeline, decoder, new_visualizer, classes, palette)
+    return Predictor(
+        TorchNetwork(model, pipeline),
+        classes,
+        cfg.default_scope == 'mmdet',
+        decoder,
+        Artist.of(cfg, classes, palette),
+        cfg,
+    )
 
 
 def fold(model: Any) -> None:
@@ -199,30 +244,9 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def _steps_in_memory(
-    steps: Iterable[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], Decoder]:
-    """Return a test pipeline that takes the image itself, and no annotations; and its decoder."""
-    kept: list[dict[str, Any]] = []
-    decoder = None
-    for step in steps:
-        name = getattr(step['type'], '__name__', step['type']).split('.')[-1]
-        if name == 'LoadImageFromFile':
-            kept.append({**step, 'type': 'LoadImageFromNDArray'})
-            decoder = Decoder.of(step)
-        elif not name.startswith('Load'):
-            kept.append(dict(step))
-    if decoder is None:
-        raise UserError(
-            'test_dataloader.dataset.pipeline has no LoadImageFromFile: predictions start from '
-            'images; add it as the first step'
-        )
-    return kept, decoder
-
-
 def _classes(
     cfg: Config, declared: Mapping[str, Any], checkpoint: Mapping[str, Any]
-) -> tuple[list[str], list[tuple[int, ...]]]:
+) -> tuple[list[str], Sequence[tuple[int, ...]]]:
     """The classes that the checkpoint was trained on, or else the config's, and their colours."""
     classes = checkpoint_classes(checkpoint)
     source = 'the checkpoint' if classes else 'test_dataloader.dataset'

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
-import pycocotools.mask
-from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..data.decoding import Unreadable, quiet_decoders
+from ..data.decoding import quiet_decoders
 from ..errors import UserError
-from ..files import replacing
-from .media import (
-    Image,
-    describe_video,
-    distinct_names,
-    is_video,
-    read_ahead,
-    read_video,
-)
+from .media import Frame, Image, describe_video, distinct_names, is_video, read_sources
 from .predictor import Predictor
-
-Entry = dict[str, Any]
+from .results import Entry, Result, Segmentation, write_image, write_whole
 
 
 @dataclass
@@ -44,40 +31,25 @@ class CocoWriter:
     Args:
         folder: Where the two files go.
         classes: Names of the categories, numbered from 1.
-        score_thr: Detections with this score or less are left out.
     """
 
     folder: Path
     classes: Sequence[str]
-    score_thr: float
     found: list[tuple[Entry, list[Entry]]] = field(default_factory=list, init=False)
 
-    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+    def add(self, name: Path, found: Result) -> None:
         """Keep the prediction of a file, or of one frame of it; `LabelWriter` needs its name."""
-        height, width = sample.ori_shape[:2]
-        image = dict(file_name=file, width=width, height=height)
-        results: list[Entry] = []
-        self.found.append((image if frame is None else image | dict(frame=frame), results))
-        found = sample.pred_instances
-        found = found[found.scores > self.score_thr].numpy()
-        masks = found.get('masks')
-        for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
-            result = dict(
-                category_id=int(found.labels[i]) + 1,
-                bbox=[round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                score=round(float(found.scores[i]), 5),
-            )
-            if masks is not None:
-                code = pycocotools.mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
-                result['segmentation'] = dict(size=code['size'], counts=code['counts'].decode())
-            results.append(result)
+        height, width = found.size
+        image = dict(file_name=str(found.path), width=width, height=height)
+        image = image if found.frame is None else image | dict(frame=found.frame)
+        self.found.append((image, found.to_coco()))
 
     def close(self) -> None:
         """Write what was kept."""
         self.found.sort(key=lambda entry: (entry[0]['file_name'], entry[0].get('frame', 0)))
         numbered = list(enumerate(self.found, start=1))
         images = [dict(id=number, **image) for number, (image, _) in numbered]
-        results = [dict(image_id=n, **result) for n, (_, found) in numbered for result in found]
+        results = [each | dict(image_id=n) for n, (_, found) in numbered for each in found]
         categories = [dict(id=i, name=name) for i, name in enumerate(self.classes, start=1)]
         index = dict(images=images, annotations=[], categories=categories)
         for name, content in (('results.json', results), ('images.json', index)):
@@ -99,12 +71,11 @@ class LabelWriter:
     folder: Path
     classes: Sequence[str]
 
-    def add(self, file: str, name: Path, frame: int | None, sample: BaseDataElement) -> None:
+    def add(self, name: Path, found: Result) -> None:
         """Write the label map of a file under a name of its own, or that of one frame of it."""
-        path = Path(f'{name}.png') if frame is None else name / f'{frame:06d}.png'
-        labels = sample.pred_sem_seg.data[0].numpy()
-        depth = np.uint8 if len(self.classes) <= 256 else np.uint16
-        write_image(self.folder / 'labels' / path, labels.astype(depth))
+        path = Path(f'{name}.png') if found.frame is None else name / f'{found.frame:06d}.png'
+        if isinstance(found, Segmentation):
+            write_image(self.folder / 'labels' / path, found.labels)
 
     def close(self) -> None:
         """Write the classes."""
@@ -115,8 +86,8 @@ def infer_files(
     predictor: Predictor,
     paths: Sequence[Path],
     out: Path,
-    score_thr: float = 0.3,
-    batch: int = 1,
+    score_thr: float | None = None,
+    batch_size: int = 1,
     pictures: bool = True,
     report: Callable[[str], None] = print,
 ) -> tuple[int, list[Path]]:
@@ -128,21 +99,20 @@ def infer_files(
         predictor: The model.
         paths: Images and videos.
         out: The folder: ``pictures/``, and what the writers above say.
-        score_thr: Detections with this score or less are neither drawn nor written.
-        batch: Images of one forward pass.
+        score_thr: Detections with this score or less are neither drawn nor written (0.3).
+        batch_size: Images of one forward pass.
         pictures: Whether to draw.
         report: Takes one line for each file that can't be read, or of which not all is.
 
     Returns:
         How many images and frames have a result, and the files that can't be read.
     """
-    writer: CocoWriter | LabelWriter = LabelWriter(out, predictor.classes)
-    if predictor.detects:
-        writer = CocoWriter(out, predictor.classes, score_thr)
+    kind = CocoWriter if predictor.detects else LabelWriter
+    writer: CocoWriter | LabelWriter = kind(out, predictor.classes)
     names = dict(zip(paths, distinct_names(paths), strict=True))
-    videos = [path for path in paths if is_video(path)]
-    images = [path for path in paths if path not in videos]
-    frames = sum(max(describe_video(path)[0], 1) for path in videos)
+    announced = {path: describe_video(path)[0] for path in paths if is_video(path)}
+    # Pictures of one size fill batches only while no video comes between.
+    ordered = sorted(paths, key=lambda path: path in announced)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
     unreadable: list[Path] = []
@@ -150,95 +120,81 @@ def infer_files(
         stack.callback(writer.close)
         stack.enter_context(quiet_decoders())
         # A box, outline or label that touches the border is not worth a warning.
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon|text) is out of bounds')
+        film = stack.enter_context(Film(out / 'pictures', names))
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
-        task = progress.add_task('predicting', total=len(images) + frames)
+        total = len(paths) - len(announced) + sum(max(n, 1) for n in announced.values())
+        task = progress.add_task('predicting', total=total)
 
-        def refuse(path: Path, error: Unreadable) -> None:
+        def refuse(path: Path, reason: str) -> None:
             unreadable.append(path)
-            report(f'skipped {path}: {error}')
+            report(f'skipped {path}: {reason}')
             progress.advance(task)
 
-        def readable_images() -> Iterator[tuple[Path, Image]]:
-            for path, found in read_ahead(images, predictor.decoder, 2 * batch + 2):
-                if isinstance(found, Unreadable):
-                    refuse(path, found)
-                    continue
-                if found.remark:
-                    report(f'note on {path}: {found.remark}')
-                yield path, found.pixels
+        def frames() -> Iterator[Frame]:
+            read = dict.fromkeys(announced, 0)
+            ahead = 2 * batch_size + 2
+            for frame in read_sources(ordered, predictor.decoder, refuse, ahead):
+                if frame.remark:
+                    report(f'note on {frame.path}: {frame.remark}')
+                if frame.path in read:
+                    read[frame.path] += 1
+                yield frame
+            for path, count in read.items():
+                if 0 < count < 0.98 * announced[path]:  # some formats only estimate it
+                    said = f'{count} of the {announced[path]} frames that it announces'
+                    report(f'note on {path}: only {said} can be decoded')
 
-        for path, image, sample in predictor.predict(readable_images(), batch):
-            writer.add(str(path), names[path], None, sample)
-            if pictures:
-                picture = predictor.draw(image, sample, score_thr)
-                write_image(_picture_path(out, names[path], path.suffix), picture)
+        for found in predictor.predict_frames(frames(), score_thr, batch_size):
+            path = found.path
+            assert path is not None
+            writer.add(names[path], found)
+            if pictures and found.frame is None:
+                write_image(_picture_path(out, names[path], path.suffix), found.draw())
+            elif pictures:
+                film.add(path, found.draw())
             done += 1
             progress.advance(task)
-        for path in videos:
-            stream = enumerate(read_video(path))
-            try:
-                with VideoWriter(out / 'pictures' / f'{names[path]}.mp4', path) as film:
-                    before = done
-                    for frame, image, sample in predictor.predict(stream, batch):
-                        writer.add(str(path), names[path], frame, sample)
-                        if pictures:
-                            film.add(predictor.draw(image, sample, score_thr))
-                        done += 1
-                        progress.advance(task)
-                announced = describe_video(path)[0]
-                if done - before < 0.98 * announced:  # some formats only estimate it
-                    said = f'{done - before} of the {announced} frames that it announces'
-                    report(f'note on {path}: only {said} can be decoded')
-            except Unreadable as error:
-                refuse(path, error)
     return done, unreadable
 
 
-class VideoWriter:
-    """Writes pictures as an MP4 at another video's rate; without pictures, no file.
+class Film:
+    """Writes pictures as MP4s, each at the rate of the video that they were; one at a time.
 
     Args:
-        path: The file to write.
-        like: The video whose rate it gets.
+        folder: Where they go.
+        names: Of each video that of its file, without suffix.
     """
 
-    def __init__(self, path: Path, like: Path) -> None:
-        self.path = path
-        self.rate = describe_video(like)[1]
+    def __init__(self, folder: Path, names: Mapping[Path, Path]) -> None:
+        self.folder, self.names = folder, names
+        self.video: Path | None = None
         self.writer: cv2.VideoWriter | None = None
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> Film:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.writer is not None:
             self.writer.release()
 
-    def add(self, picture: Image) -> None:
-        """Append a picture, (H, W, 3), uint8, BGR."""
-        if self.writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter.fourcc(*'mp4v')
-            size = picture.shape[1::-1]
-            self.writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
-            if not self.writer.isOpened():
-                raise UserError(f'{self.path} can not be written: OpenCV has no MP4 encoder here')
+    def add(self, video: Path, picture: Image) -> None:
+        """Append a picture, (H, W, 3), uint8, BGR, to the film of a video."""
+        if video != self.video:
+            self.__exit__()
+            self.video, self.writer = video, self._start(video, picture.shape[1::-1])
+        assert self.writer is not None
         self.writer.write(picture)
 
-
-def write_image(path: Path, image: Image) -> None:
-    """Write an image in the format of its suffix; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise UserError(f'{path} could not be written; is the disk full?')
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(content)
+    def _start(self, video: Path, size: Sequence[int]) -> cv2.VideoWriter:
+        path = self.folder / f'{self.names[video]}.mp4'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        code = cv2.VideoWriter.fourcc(*'mp4v')
+        writer = cv2.VideoWriter(str(path), code, describe_video(video)[1], size)
+        if not writer.isOpened():
+            raise UserError(f'{path} can not be written: OpenCV has no MP4 encoder here')
+        return writer
 
 
 def _picture_path(out: Path, name: Path, suffix: str) -> Path:

@@ -17,7 +17,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 
-from .scores import Detections
+from .scores import DetectionScores
 from .validation import choose
 
 # Longer side of a picture, in pixels; names drawn into smaller ones than the first can't be read.
@@ -37,7 +37,9 @@ class Picture:
     prediction_text: str
 
 
-def draw_detections(validation: Mapping[str, Any], detections: Detections) -> Iterator[Picture]:
+def draw_detections(
+    validation: Mapping[str, Any], detections: DetectionScores
+) -> Iterator[Picture]:
     """Draw the images with the best, median and worst scores, of what `keep_detections` told.
 
     Raises:
@@ -137,7 +139,7 @@ def _draw_sides(
 
 
 def _instances(
-    annotations: Sequence[dict[str, Any]], detections: Detections, factor: float
+    annotations: Sequence[dict[str, Any]], detections: DetectionScores, factor: float
 ) -> InstanceData:
     boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4) * factor
     boxes[:, 2:] += boxes[:, :2]

@@ -11,7 +11,7 @@ import numpy as np
 from .figures import Series, chart, heat_map
 from .gallery import Picture, draw_detections, draw_label_maps, palette_of
 from .parts import NONE, Cell, Chart, Gallery, Part, Row, Table, Text, number, percent
-from .scores import NOTHING, SCORE_THRESHOLD, Detections
+from .scores import NOTHING, SCORE_THRESHOLD, DetectionScores
 from .validation import intersection_over_union
 from .workdir import Run
 
@@ -38,7 +38,7 @@ class Predictions:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.problem = ''
-        self.detections: dict[str, Detections] = {}
+        self.detections: dict[str, DetectionScores] = {}
         self.confusion: np.ndarray | None = None
         self.classes: list[str] = []
         self.amounts: np.ndarray = np.zeros(0)
@@ -58,7 +58,7 @@ class Predictions:
         else:
             for kind in found['results']:
                 try:
-                    self.detections[kind] = scores = Detections(found, kind)
+                    self.detections[kind] = scores = DetectionScores(found, kind)
                 # A file that was cut off or is another's can be wrong in any way.
                 except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
                     self.problem = f'The kept predictions ({kind}) can not be evaluated: {error}'
@@ -166,7 +166,7 @@ def compare_classes(runs: Sequence[Run]) -> list[Part]:
     return parts
 
 
-def _curves(kind: str, scores: Detections) -> list[Part]:
+def _curves(kind: str, scores: DetectionScores) -> list[Part]:
     title = f'{_KINDS[kind]} precision'
     recalls, curves = 100 * scores.recalls, 100 * scores.precision
     means = [

@@ -19,7 +19,7 @@ SCORE_THRESHOLD = 0.3
 NOTHING = 'nothing'
 
 
-class Detections:
+class DetectionScores:
     """Ground truth and detections of one kind, and their scores as COCO defines them.
 
     At most 100 detections of an image count.

@@ -13,13 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mmengine.registry import MODELS
 from PIL import Image
 from pycocotools.coco import COCO
 
 from backbones.checkpoints import CheckpointError
 from poolformer_dense.config.datasets import named_sources
-from poolformer_dense.config.load import load_config
 from poolformer_dense.data.audit import audit
 from poolformer_dense.data.decoding import Decoder, Unreadable, read_image
 from poolformer_dense.errors import UserError
@@ -27,54 +25,13 @@ from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
 from poolformer_dense.predict.media import (
     distinct_names,
     find_media,
-    read_ahead,
+    read_sources,
     read_video,
 )
 from poolformer_dense.predict.predictor import check_device, load_predictor
 from poolformer_dense.predict.result_files import CocoWriter, infer_files
-
-_TINY = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 48))
-
-
-def _config(root, head):
-    cfg = load_config(str(root / f'configs/demo/{head}_poolformer_s12.py'))
-    indices = tuple(cfg.model.backbone.out_indices)
-    cfg.model.backbone = dict(type='MetaFormer', arch=_TINY, out_indices=indices)
-    cfg.model.neck.in_channels = [_TINY['dims'][i] for i in indices]
-    if head != 'fpn':
-        test_cfg = cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg)
-        test_cfg.max_per_img = 5  # drawing is what takes the time
-    if head == 'mask_rcnn':
-        cfg.model.test_cfg.rpn.max_per_img = 20
-    return cfg
-
-
-def _weights(cfg, path):
-    """Weights with which a detector is sure of something everywhere."""
-    torch.manual_seed(1)
-    weights = MODELS.build(cfg.model).state_dict()
-    for name, value in weights.items():
-        if name.endswith(('retina_cls.weight', 'fc_cls.weight', 'mask_head.conv_logits.weight')):
-            value.normal_(std=0.02 if 'retina' in name else 0.5)
-        if name.endswith('retina_cls.bias'):
-            value.fill_(1)
-    torch.save(dict(state_dict=weights), path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def predictors(root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('weights')
-    found = {}
-    for head in ('retinanet', 'mask_rcnn', 'fpn'):
-        cfg = _config(root, head)
-        found[head] = load_predictor(cfg, str(_weights(cfg, folder / f'{head}.pth')), 'cpu')
-    return found
-
-
-@pytest.fixture(params=['retinanet', 'mask_rcnn', 'fpn'])
-def predictor(request, predictors):
-    return predictors[request.param]
+from poolformer_dense.predict.results import Detections
+from tests.poolformer_dense.tiny_models import tiny_config, write_weights
 
 
 @pytest.fixture
@@ -113,7 +70,7 @@ def test_everything_readable_gets_results_and_the_broken_one_a_line(predictor, m
     paths, nothing = find_media([str(media)])
     lines = []
     done, unreadable = infer_files(
-        predictor, paths, tmp_path / 'out', 0.3, batch=4, report=lines.append
+        predictor, paths, tmp_path / 'out', batch_size=4, report=lines.append
     )
     assert (done, nothing) == (12, [])
     assert unreadable == [media / 'broken.jpg']
@@ -165,21 +122,18 @@ def _check_results(media, names, out, masks):
             assert coco.annToMask(result).shape == (image['height'], image['width'])
 
 
-def test_results_do_not_depend_on_the_batch(predictor):
+def test_results_do_not_depend_on_the_batch_and_keep_their_order(predictor):
     images = [draw_scene((i,)).image for i in range(6)] + [np.full((1, 1, 3), 9, np.uint8)]
     images[3] = images[3][:70]
-    results = {}
-    for batch in (1, 4):
-        results[batch] = {k: s for k, _, s in predictor.predict(enumerate(images), batch)}
-        assert sorted(results[batch]) == list(range(7))
-    for key, one in results[1].items():
-        other = results[4][key]
-        if 'pred_sem_seg' in one:
-            assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+    alone, together = (list(predictor.predict(images, batch_size=n)) for n in (1, 4))
+    assert [found.size for found in alone] == [image.shape[:2] for image in images]
+    for one, other, image in zip(alone, together, images, strict=True):
+        np.testing.assert_array_equal(other.image, image)
+        if not predictor.detects:
+            np.testing.assert_array_equal(one.labels, other.labels)
         else:
-            one, other = one.pred_instances, other.pred_instances
-            torch.testing.assert_close(one.bboxes, other.bboxes, rtol=1e-4, atol=1e-2)
-            torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-4)
 
 
 def test_images_of_rare_sizes_do_not_pile_up(detector):
@@ -188,11 +142,11 @@ def test_images_of_rare_sizes_do_not_pile_up(detector):
 
     def given_images():
         nonlocal read
-        for key, image in enumerate(images):
+        for image in images:
             read += 1
-            yield key, image
+            yield image
 
-    results = detector.predict(given_images(), 2)
+    results = detector.predict(given_images(), batch_size=2)
     next(results)
     assert read == 8  # four batches wait at most
     assert len(list(results)) == 11
@@ -224,9 +178,9 @@ def test_only_detections_above_the_threshold_are_written(detector, media, tmp_pa
 
 
 def test_a_checkpoint_of_another_model_is_refused(root, tmp_path):
-    path = _weights(_config(root, 'retinanet'), tmp_path / 'weights.pth')
+    path = write_weights(tiny_config(root, 'retinanet'), tmp_path / 'weights.pth')
     with pytest.raises(CheckpointError, match='does not fit EncoderDecoder'):
-        load_predictor(_config(root, 'fpn'), str(path), 'cpu')
+        load_predictor(tiny_config(root, 'fpn'), str(path), 'cpu')
 
 
 def test_code_in_a_checkpoint_is_not_run(root, tmp_path):
@@ -236,19 +190,19 @@ def test_code_in_a_checkpoint_is_not_run(root, tmp_path):
 
     torch.save(dict(state_dict=dict(weight=Code())), tmp_path / 'weights.pth')
     with pytest.raises(CheckpointError):
-        load_predictor(_config(root, 'retinanet'), str(tmp_path / 'weights.pth'), 'cpu')
+        load_predictor(tiny_config(root, 'retinanet'), str(tmp_path / 'weights.pth'), 'cpu')
     assert not (tmp_path / 'ran').exists()
 
 
 def test_classes_come_from_the_checkpoint_and_must_fit(root, tmp_path):
-    cfg = _config(root, 'retinanet')
-    path = _weights(cfg, tmp_path / 'weights.pth')
+    cfg = tiny_config(root, 'retinanet')
+    path = write_weights(cfg, tmp_path / 'weights.pth')
     content = torch.load(path)
     content['meta'] = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
     torch.save(content, path)
     predictor = load_predictor(cfg, str(path), 'cpu')
     assert predictor.classes == ['a', 'b', 'c']
-    assert predictor.palette[0] == (220, 20, 60)
+    assert predictor.artist.palette[0] == (220, 20, 60)
     content['meta']['dataset_meta']['classes'] = ('a', 'b')
     torch.save(content, path)
     with pytest.raises(UserError, match='the checkpoint has 2 classes'):
@@ -259,8 +213,8 @@ def test_threads_share_a_predictor(detector):
     images = [draw_scene((i,)).image for i in range(4)]
 
     def drawn(image):
-        [(_, _, sample)] = detector.predict([(None, image)])
-        return detector.draw(image, sample, 0.3)
+        [found] = detector.predict(image)
+        return found.draw()
 
     alone = [drawn(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -270,8 +224,8 @@ def test_threads_share_a_predictor(detector):
 
 
 def test_a_pipeline_that_loads_no_images_is_refused(root, tmp_path):
-    cfg = _config(root, 'retinanet')
-    path = _weights(cfg, tmp_path / 'weights.pth')
+    cfg = tiny_config(root, 'retinanet')
+    path = write_weights(cfg, tmp_path / 'weights.pth')
     del cfg.test_dataloader.dataset.pipeline[0]
     with pytest.raises(UserError, match='pipeline has no LoadImageFromFile'):
         load_predictor(cfg, str(path), 'cpu')
@@ -365,7 +319,7 @@ def test_verification_and_prediction_agree_on_odd_files(root, detector, odd, tmp
     categories = [dict(id=i, name=name) for i, name in enumerate(detector.classes, 1)]
     content = dict(images=images, annotations=[], categories=categories)
     (odd / 'instances.json').write_text(json.dumps(content))
-    cfg = _config(root, 'retinanet')
+    cfg = tiny_config(root, 'retinanet')
     cfg.test_dataloader.dataset.update(
         data_root=str(odd), ann_file='instances.json', data_prefix=dict(img='')
     )
@@ -401,11 +355,11 @@ def test_a_folder_hides_no_image(odd, tmp_path):
 
 
 def test_images_are_decoded_as_the_pipeline_says(root, tmp_path):
-    cfg = _config(root, 'fpn')
+    cfg = tiny_config(root, 'fpn')
     cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
     cfg.model.backbone.in_channels = 1
     cfg.model.data_preprocessor.update(mean=[100.0], std=[50.0])
-    path = str(_weights(cfg, tmp_path / 'weights.pth'))
+    path = str(write_weights(cfg, tmp_path / 'weights.pth'))
     predictor = load_predictor(cfg, path, 'cpu')
     picture = _write(tmp_path / 'a.png', draw_scene((1,)).image)
     assert infer_files(predictor, [picture], tmp_path / 'out') == (1, [])
@@ -429,36 +383,35 @@ def test_a_video_that_ends_early_is_said(detector, tmp_path):
 
 
 def test_reading_ahead_keeps_order_and_few_images(media):
-    asked = []
+    asked, refused = [], []
 
     def paths():
         for name in ('a/0.jpg', 'broken.jpg', 'a/1.jpg', 'b/0.jpg', 'b/1.jpg', 'pixel.png'):
             asked.append(media / name)
             yield media / name
 
-    images = read_ahead(paths(), Decoder(), waiting=2)
-    first, image = next(images)
-    assert first == media / 'a/0.jpg'
-    np.testing.assert_array_equal(image.pixels, read_image(media / 'a/0.jpg').pixels)
+    frames = read_sources(paths(), Decoder(), lambda *fault: refused.append(fault), ahead=2)
+    first = next(frames)
+    assert first.path == media / 'a/0.jpg'
+    np.testing.assert_array_equal(first.image, read_image(media / 'a/0.jpg').pixels)
     assert len(asked) == 3
-    rest = list(images)
-    assert [path for path, _ in rest] == asked[1:]
-    assert isinstance(rest[0][1], Unreadable)
+    assert [frame.path for frame in frames] == [asked[0], *asked[2:]][1:]
+    assert refused == [(media / 'broken.jpg', 'truncated: the JPEG has no end marker')]
 
 
 def test_a_writer_numbers_images_by_name(tmp_path):
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    writer = CocoWriter(tmp_path, ['thing'], 0.5)
+    writer = CocoWriter(tmp_path, ['thing'])
     for name in ('b.jpg', 'a.jpg'):
-        sample = DetDataSample(metainfo=dict(ori_shape=(8, 9)))
-        sample.pred_instances = InstanceData(
-            bboxes=torch.tensor([[1.0, 2, 4, 7], [0, 0, 1, 1]]),
-            scores=torch.tensor([0.75, 0.5]),
-            labels=torch.tensor([0, 0]),
+        found = Detections(
+            image=np.zeros((8, 9, 3), np.uint8),
+            classes=['thing'],
+            path=Path(name),
+            artist=None,
+            boxes=np.array([[1, 2, 4, 7]], np.float32),
+            scores=np.array([0.75], np.float32),
+            labels=np.array([0]),
         )
-        writer.add(name, Path(name), None, sample)
+        writer.add(Path(name), found)
     writer.close()
     images = json.loads((tmp_path / 'images.json').read_text())['images']
     assert images == [

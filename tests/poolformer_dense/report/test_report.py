@@ -26,7 +26,7 @@ from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import write_ade20k
 from poolformer_dense.report.hook import ReportHook
 from poolformer_dense.report.page import write_report
-from poolformer_dense.report.scores import Detections
+from poolformer_dense.report.scores import DetectionScores
 from poolformer_dense.report.sections import accuracy
 from poolformer_dense.report.validation import (
     SUMMARY,
@@ -220,7 +220,7 @@ def test_average_precision_is_the_evaluators(tmp_path):
     truth = json.loads((tmp_path / 'truth.json').read_text())['annotations']
     real = [a['category_id'] for a in truth if not a['iscrowd']]
     for kind in ('bbox', 'segm'):
-        scores = Detections(_summary(tmp_path), kind)
+        scores = DetectionScores(_summary(tmp_path), kind)
         for key, threshold in (('mAP', None), ('mAP_50', 0.5), ('mAP_75', 0.75)):
             mine = np.nanmean(scores.average_precision(threshold))
             assert mine == pytest.approx(numbers[f'coco/{kind}_{key}'], abs=6e-4)
@@ -249,7 +249,7 @@ def by_hand(tmp_path):
     ), 'found.json': found}  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    return Detections(
+    return DetectionScores(
         dict(
             classes=['one', 'two'],
             ann_file=str(tmp_path / 'truth.json'),
@@ -553,7 +553,7 @@ def test_ground_truth_of_a_data_set_without_a_file_is_kept(tmp_path):
         sample['pred_instances'][name] = torch.from_numpy(array)
     runner = make_runner(tmp_path, CocoMetric(), Images([tmp_path / 'a.jpg'], ['a', 'b']))
     validate(runner, ReportHook(), [sample])
-    assert Detections(_summary(tmp_path), 'bbox').image_scores == {1: 1.0}
+    assert DetectionScores(_summary(tmp_path), 'bbox').image_scores == {1: 1.0}
 
 
 def test_objects_of_voc_are_kept(tmp_path):
@@ -567,7 +567,7 @@ def test_objects_of_voc_are_kept(tmp_path):
     )
     runner = make_runner(tmp_path, VOCMetric(), Images([tmp_path / 'a.jpg'], ['a', 'b']))
     numbers = validate(runner, ReportHook(), [sample])
-    found = Detections(_summary(tmp_path), 'bbox')
+    found = DetectionScores(_summary(tmp_path), 'bbox')
     assert found.classes == ['a', 'b']
     assert found.average_precision(0.5) == pytest.approx([0.0, 1.0])
     assert numbers['pascal_voc/mAP'] == pytest.approx(0.5)

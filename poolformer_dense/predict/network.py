@@ -1,0 +1,127 @@
+"""What computes raw predictions: a torch model here; anything else that does the same will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.structures import BaseDataElement
+from numpy.typing import NDArray
+
+from ..data.decoding import Decoder
+from ..errors import UserError
+from .masks import Masks
+from .media import Image
+
+
+class Instances(NamedTuple):
+    """Objects of an image, in its own pixels, the surest first.
+
+    Attributes:
+        boxes: (N, 4), float32: x1, y1, x2, y2.
+        scores: (N,), float32.
+        labels: (N,), int64.
+        masks: N of them, or None.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: Masks | None = None
+
+    def above(self, score_thr: float) -> Instances:
+        """Return those with a higher score."""
+        kept = self.scores > score_thr
+        masks = None if self.masks is None else self.masks[kept]
+        return Instances(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
+
+
+# Of a segmentor (H, W), a label for each of the image's own pixels.
+Raw = Instances | NDArray[np.int64]
+
+
+class Prepared(NamedTuple):
+    """An image as a network takes it.
+
+    Attributes:
+        size: Images of one size can share a batch.
+        data: The network's own.
+    """
+
+    size: tuple[int, ...]
+    data: Any
+
+
+class Network(Protocol):
+    """Predicts images of one size together; threads may share it."""
+
+    def prepare(self, image: Image) -> Prepared:
+        """Take an image (H, W, 3), uint8, BGR."""
+
+    def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
+        """Predict images of one size."""
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A toolbox's model with its test pipeline.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        pipeline: The config's test pipeline, from ``dict(img=image)``.
+    """
+
+    model: Any
+    pipeline: Compose
+
+    def prepare(self, image: Image) -> Prepared:
+        """As `Network` says; the data are the pipeline's: inputs and a data sample."""
+        data = dict(self.pipeline(dict(img=image)))
+        return Prepared((*image.shape[:2], *data['inputs'].shape), data)
+
+    def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
+        """As `Network` says."""
+        with torch.no_grad():
+            samples = self.model.test_step(pseudo_collate([each.data for each in batch]))
+        return [_raw(sample.cpu()) for sample in samples]
+
+
+def _raw(sample: BaseDataElement) -> Raw:
+    if 'pred_sem_seg' in sample:
+        labels: NDArray[np.int64] = sample.pred_sem_seg.data[0].numpy()
+        return labels
+    found = sample.pred_instances.numpy()
+    masks = None
+    if 'masks' in found:
+        height, width = sample.ori_shape[:2]
+        masks = Masks(found.masks.astype(bool, copy=False), (height, width))
+    return Instances(found.bboxes, found.scores, found.labels, masks)
+
+
+def steps_in_memory(
+    steps: Iterable[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], Decoder]:
+    """Return a test pipeline that takes the image itself, and no annotations; and its decoder.
+
+    Raises:
+        UserError: It does not load images.
+    """
+    kept: list[dict[str, Any]] = []
+    decoder = None
+    for step in steps:
+        name = getattr(step['type'], '__name__', step['type']).split('.')[-1]
+        if name == 'LoadImageFromFile':
+            kept.append({**step, 'type': 'LoadImageFromNDArray'})
+            decoder = Decoder.of(step)
+        elif not name.startswith('Load'):
+            kept.append(dict(step))
+    if decoder is None:
+        raise UserError(
+            'test_dataloader.dataset.pipeline has no LoadImageFromFile: predictions start from '
+            'images; add it as the first step'
+        )
+    return kept, decoder
