@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from .console import ToolConsole, current_console
@@ -21,6 +22,9 @@ from .terminal import printable, printable_logs, say
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
+# The program and its arguments; None is what the process was started with.
+_typed: ContextVar[tuple[str, Sequence[str]] | None] = ContextVar('typed', default=None)
+
 
 def run_tool(main: Callable[[], None]) -> int:
     """Run a tool's main function; return its exit code.
@@ -31,6 +35,15 @@ def run_tool(main: Callable[[], None]) -> int:
     """
     with ToolConsole():
         return _run(main)
+
+
+def run_command(program: str, words: Sequence[str], main: Callable[[], None]) -> int:
+    """Run a tool's main function as `run_tool` does, with these words as its arguments."""
+    token = _typed.set((program, words))
+    try:
+        return run_tool(main)
+    finally:
+        _typed.reset(token)
 
 
 def _run(main: Callable[[], None]) -> int:
@@ -56,14 +69,22 @@ def _run(main: Callable[[], None]) -> int:
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser that prints a tool's docstring as it stands."""
-    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    typed = _typed.get()
+    return _Parser(
+        typed and typed[0],
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that prints a wrong argument as `printable` makes it, and takes no object store."""
 
     def parse_known_args(self, args=None, namespace=None):
-        for word in sys.argv[1:] if args is None else args:
+        if args is None:
+            typed = _typed.get()
+            args = sys.argv[1:] if typed is None else typed[1]
+        for word in args:
             name, _, value = word.rpartition('=') if word.startswith('-') else ('', '', word)
             if in_store(value):
                 raise store_refusal(name or 'argument', value)

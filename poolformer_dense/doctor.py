@@ -31,10 +31,16 @@ SAME_FILES = (
 )
 TOOLBOXES = {name for names in FAMILIES.values() for name in names[2:]}  # either is enough
 IN_VENV = sys.prefix != sys.base_prefix
-REINSTALL = (
-    f'rm -f {sys.prefix}/.setup-*; make setup VENV={sys.prefix}' if IN_VENV else 'make setup'
-)
 PIP = f'{sys.executable} -m pip'
+ROOT = Path(__file__).resolve().parents[1]
+IN_CLONE = (ROOT / 'requirements').is_dir()  # rather than in an installed wheel
+REINSTALL = f"{PIP} install --force-reinstall 'poolformer-dense[onedl]'"
+if IN_CLONE:
+    REINSTALL = 'make setup'
+    if IN_VENV:
+        REINSTALL = f'rm -f {sys.prefix}/.setup-*; make setup VENV={sys.prefix}'
+# What a wheel says of itself about a requirement file: an extra, or what it needs without one.
+EXTRAS = {'runtime': None, 'stack-onedl': 'onedl', 'optional': 'optional'}
 GPU_BUILD = "make setup VENV=.venv-gpu TORCH='torch==... --index-url ...' (see docs/setup.md)"
 
 
@@ -60,6 +66,22 @@ def read_requirements(path: Path) -> list[Requirement]:
     """Returns the requirements in a file, without its comments and pip options."""
     lines = (line.split(' #')[0].strip() for line in path.read_text().splitlines())
     return [Requirement(line) for line in lines if line and line[0] not in '#-']
+
+
+def read_needs(part: str) -> list[Requirement]:
+    """Returns what a requirement file asks for; in an installed wheel, what its metadata say."""
+    if IN_CLONE:
+        return read_requirements(ROOT / 'requirements' / f'{part}.txt')
+    if part not in EXTRAS:
+        return []
+    wanted = EXTRAS[part]
+    declared = map(Requirement, importlib.metadata.requires('poolformer-dense') or [])
+    return [each for each in declared if _extra(each) == wanted]
+
+
+def _extra(requirement: Requirement) -> str | None:
+    found = re.search(r'extra == "(\w+)"', str(requirement.marker))
+    return found and found.group(1)
 
 
 def check_python(version: tuple[int, ...]) -> Diagnosis:
@@ -166,13 +188,13 @@ def check_cuda(
     return [*rows, Diagnosis('mmcv CUDA', found, 'PROBLEM', f'{REINSTALL} FORCE_CUDA=1')]
 
 
-def diagnose(root: Path) -> list[Diagnosis]:
-    """Examines the running environment against the requirement files under `root`."""
+def diagnose() -> list[Diagnosis]:
+    """Examines the running environment against what this project asks for."""
     dists = installed_distributions()
     stack, row = find_stack(dists)
     rows = [check_python(sys.version_info[:3]), row]
     for part in ('runtime', f'stack-{stack}', 'tests', 'optional'):
-        for requirement in read_requirements(root / 'requirements' / f'{part}.txt'):
+        for requirement in read_needs(part):
             needed = part != 'tests' and requirement.name not in TOOLBOXES
             if part != 'optional' or requirement.name in dists:
                 rows.append(check_version(requirement, dists, needed))

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A part imports what stands below it, and itself.
 LAYERS = (
     'tools',
+    'poolformer_dense.__main__',
+    'poolformer_dense.commands',
     'poolformer_dense.__init__',  # it imports what it offers when that is used
     'poolformer_dense.api',
     'poolformer_dense.measure',
@@ -51,10 +53,11 @@ def _layer(name: str) -> int | None:
 def _public_names() -> Iterator[tuple[str, str]]:
     """Modules, functions and classes with their module.
 
-    Backends of operators share names, and what Python offers is called as the tools are.
+    Backends of operators share names, and what Python offers is called as the commands are.
     """
+    without = ('tools.', 'backbones.ops.', 'poolformer_dense.api', 'poolformer_dense.commands.')
     for module, tree in _modules():
-        if module.startswith(('tools.', 'backbones.ops.', 'poolformer_dense.api')):
+        if module.startswith((*without, 'poolformer_dense.__main__')):
             continue
         yield module.split('.')[-1], module
         for node in tree.body:

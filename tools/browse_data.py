@@ -1,39 +1,13 @@
 #!/usr/bin/env python
 """Draw what the network sees: images after augmentation, with boxes, masks or label maps."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import add_config, make_parser, run_tool
-from poolformer_dense.terminal import say
-
-
-def parse_args() -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    add = parser.add_argument
-    add_config(parser)
-    add('out', metavar='OUT', help='folder of the pictures')
-    add('--split', choices=('train', 'val', 'test'), default='train')
-    add('--number', type=int, default=20, metavar='N', help='of pictures (20)')
-    add('--seed', type=int, default=0, help='another number, other pictures (0)')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    from rich.progress import track
-
-    from poolformer_dense.config.browse import draw_samples
-    from poolformer_dense.config.load import load_config
-
-    cfg = load_config(args.config, args.cfg_options)
-    pictures = draw_samples(cfg, args.out, args.split, args.number, args.seed)
-    count = sum(1 for _ in track(pictures, 'drawing', total=args.number))
-    say(f'{count} pictures in {args.out}')
-
+from poolformer_dense.cli import run_tool
+from poolformer_dense.commands.browse_data import main
 
 if __name__ == '__main__':
     sys.exit(run_tool(main))

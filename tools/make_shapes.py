@@ -6,22 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from poolformer_dense.cli import make_parser
-
-
-def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument('root', nargs='?', default='data/shapes')
-    parser.add_argument('--train', type=int, default=240, help='training images')
-    parser.add_argument('--val', type=int, default=40, help='validation images')
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    from poolformer_dense.measure.shapes import write_ade20k, write_coco
-
-    write_coco(Path(args.root, 'coco'), args.train, args.val, args.seed)
-    write_ade20k(Path(args.root, 'ade'), args.train, args.val, args.seed)
-    print(f'{args.train} training and {args.val} validation images in {args.root}/coco and /ade')
-
+from poolformer_dense.cli import run_tool
+from poolformer_dense.commands.make_shapes import main
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_tool(main))

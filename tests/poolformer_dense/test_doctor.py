@@ -1,7 +1,7 @@
-import importlib
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def problems(rows):
 
 
 def test_this_environment_is_well():
-    rows = doctor.diagnose(ROOT)
+    rows = doctor.diagnose()
     assert problems(rows) == [], doctor.format_findings(rows)
     assert {'torch', 'numpy', 'import mmcv._ext', 'torch CUDA'} <= {row.name for row in rows}
 
@@ -38,7 +38,8 @@ def test_command_prints_the_table_and_succeeds():
 @pytest.mark.parametrize('carried', [['pip'], []], ids=['pip alone', 'nothing'])
 def test_empty_environment_still_gets_a_report(tmp_path, carried):
     for name in carried:
-        (tmp_path / name).symlink_to(Path(importlib.import_module(name).__file__).parent)
+        # Not imported here: it would keep this process from importing setuptools later.
+        (tmp_path / name).symlink_to(Path(sysconfig.get_path('purelib'), name))
     result = subprocess.run(
         [sys.executable, '-S', ROOT / 'tools/doctor.py'],  # -S: without site-packages
         env={**os.environ, 'PYTHONPATH': str(tmp_path)},
@@ -177,6 +178,19 @@ def test_requirement_files_are_read(tmp_path):
 )
 def test_shipped_requirement_files_parse(path):
     assert doctor.read_requirements(path)
+
+
+def test_a_wheel_says_itself_what_it_needs(monkeypatch):
+    declared = [
+        'torch<2.14,>=2.4',
+        'onedl-mmcv==2.3.6; extra == "onedl"',
+        'pytest; extra == "tests"',
+    ]
+    monkeypatch.setattr(doctor, 'IN_CLONE', False)
+    monkeypatch.setattr(doctor.importlib.metadata, 'requires', lambda name: declared)
+    parts = ('runtime', 'stack-onedl', 'optional', 'tests')
+    needs = [[each.name for each in doctor.read_needs(part)] for part in parts]
+    assert needs == [['torch'], ['onedl-mmcv'], [], []]
 
 
 def test_table_puts_problems_last_and_counts_them():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import resource
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +47,14 @@ def test_the_parser_answers_at_once(tool, argument):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
-def test_choices_written_in_tools_are_the_librarys():
+def test_choices_written_in_commands_are_the_librarys():
     from backbones.checkpoints import LAYOUTS
     from poolformer_dense.export.program import SMALLEST
     from poolformer_dense.measure.benchmark import PEERS, TASKS, TOLERANCE
     from poolformer_dense.measure.evaluation_time import Content
 
-    def written(tool):
-        return runpy.run_path(str(ROOT / f'tools/{tool}.py'))
+    def written(command):
+        return vars(importlib.import_module(f'poolformer_dense.commands.{command}'))
 
     assert written('convert_checkpoint')['LAYOUT_NAMES'] == tuple(LAYOUTS)
     assert written('export')['SMALLEST'] == SMALLEST

@@ -1,0 +1,80 @@
+"""Predict images and videos with a detector or a segmentor.
+
+Writes OUT/pictures, and for detection OUT/results.json (COCO results) with OUT/images.json (what
+its numbers stand for), for segmentation OUT/labels (PNGs) with OUT/classes.json.
+
+Exit code: 0, 1 if an input could not be read (each is named), 2 if the call is wrong.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from ..cli import add_config, add_unsafe_load, make_parser
+from ..errors import UserError
+from ..terminal import printable, say
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add_config(parser)
+    add('checkpoint', help='checkpoint file or URL')
+    add('inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"')
+    add('--out', type=Path, help='folder of the results (work_dirs/CONFIG/predictions)')
+    add(
+        '--score-thr',
+        type=float,
+        metavar='S',
+        help='detections with this score or less are neither drawn nor written (0.3)',
+    )
+    add('--device', help='cpu, cuda, cuda:1 ... (a GPU if there is one)')
+    add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add('--batch', type=int, default=1, help='images of one forward pass (1)')
+    add('--no-pictures', action='store_true', help='write the results alone')
+    add_unsafe_load(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.batch < 1:
+        raise UserError(f'--batch {args.batch}: at least 1')
+    from ..api import load
+    from ..config.load import load_config
+    from ..predict.media import find_media
+    from ..predict.result_files import infer_files
+
+    cfg = load_config(args.config, args.cfg_options)
+    if args.score_thr is not None and cfg.default_scope != 'mmdet':
+        raise UserError('--score-thr is for detection; label maps have no scores')
+    out = args.out or Path(cfg.work_dir, 'predictions')
+    paths, nothing = find_media(args.inputs, leave_out=out)
+    predictor = load(
+        cfg, args.checkpoint, args.device, fuse=args.fuse, unsafe_load=args.unsafe_load
+    )
+    for given, reason in nothing:
+        warn(f'skipped {given}: {reason}')
+    start = time.monotonic()
+    done, unreadable = infer_files(
+        predictor,
+        paths,
+        out,
+        args.score_thr,
+        args.batch,
+        not args.no_pictures,
+        report=warn,
+    )
+    seconds = time.monotonic() - start
+    skipped = len(unreadable) + len(nothing)
+    say(
+        f'{done} results in {out} ({done / max(seconds, 1e-9):.1f} a second)'
+        + (f'; {skipped} inputs skipped, named above' if skipped else '')
+    )
+    if skipped:
+        sys.exit(1)
+
+
+def warn(line: str) -> None:
+    print(printable(line), file=sys.stderr)

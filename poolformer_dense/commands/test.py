@@ -1,0 +1,39 @@
+"""Evaluate a checkpoint of a detector or a segmentor."""
+
+import argparse
+
+from ..cli import add_config, add_run_arguments, make_parser
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add_config(parser)
+    add('checkpoint', help='checkpoint file or URL')
+    add('--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)')
+    add('--show-dir', help='folder of pictures, ground truth beside prediction')
+    add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from ..config.load import draw_predictions, dump_predictions, load_config
+    from ..config.preflight import check_run
+    from ..runner import build_runner
+    from ..runner.launch import join_run
+    from ..runner.ranks import failing_together
+
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg.load_from = args.checkpoint
+    if args.out:
+        dump_predictions(cfg, args.out)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    if args.fuse:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FuseHook')]
+    join_run(cfg)
+    with failing_together():
+        check_run(cfg, ['test'], args.unsafe_load)
+    build_runner(cfg, args.unsafe_load).test()
