@@ -31,6 +31,8 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     fuse: bool = False,
     unsafe_load: bool = False,
+    dtype: str = 'float32',
+    compiled: bool = False,
 ) -> Predictor:
     """Load a model for predictions.
 
@@ -44,6 +46,8 @@ def load(
         overrides: Dotted keys of the config and their values, as ``--cfg-options``.
         fuse: Fold the backbone's norms and layer scales into its weights.
         unsafe_load: Run the code that the checkpoint holds instead of refusing it.
+        dtype: ``float32``, or for autocast ``bfloat16``, on a GPU also ``float16``.
+        compiled: Compile backbone and neck by ``torch.compile``; the first images take longer.
 
     Raises:
         UserError: The config, an override, or the device is wrong, or classes and heads disagree.
@@ -51,7 +55,9 @@ def load(
     """
     with _loading, scope_kept():
         cfg = as_config(config, overrides)
-        return load_predictor(cfg, os.fspath(checkpoint), device, fuse, unsafe_load)
+        return load_predictor(
+            cfg, os.fspath(checkpoint), device, fuse, unsafe_load, dtype, compiled
+        )
 
 
 def as_config(config: ConfigLike, overrides: Mapping[str, Any] | None = None) -> Config:

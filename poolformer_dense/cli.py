@@ -122,9 +122,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common."""
+    add_compile(parser)
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     add_unsafe_load(parser)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compile``."""
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='torch.compile backbone and neck; the first images take minutes longer',
+    )
 
 
 def add_unsafe_load(parser: argparse.ArgumentParser) -> None:

@@ -129,7 +129,8 @@ def run(
 
     yield run_tool
     if server.process is not None:
-        server.process.stdin.close()
+        # The input ends only when every process that was forked since the start has closed it.
+        print(file=server.process.stdin, flush=True)
         server.process.wait()
 
 

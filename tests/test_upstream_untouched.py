@@ -27,6 +27,7 @@ ALLOWED = {
     'private: Runner._load_from': 'what load_or_resume acts on has no setter',
     'private: Runner._resume': 'what load_or_resume acts on has no setter',
     'private: Runner._train_loop': 'whether this run trains; the property would build the loop',
+    'private: Runner._maybe_compile': 'compiles whole steps, which break in many graphs',
     'private: Runner._test_loop': 'whether this run tests; the property would build the loop',
     'private: Runner._val_loop': 'whether this run validates; the property would build the loop',
     'private: pip._vendor': 'in a bare environment only pip has packaging, for the doctor',

@@ -29,9 +29,11 @@ mmdet.utils.register_all_modules(init_default_scope=False)
 
 
 def serve() -> None:
-    """Answer until the input ends."""
+    """Answer until an empty line, or until the input ends."""
     gc.freeze()  # a collection in a fork would copy all of it
     for line in sys.stdin:
+        if not line.strip():
+            return
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..cli import add_config, add_unsafe_load, make_parser
+from ..cli import add_compile, add_config, add_unsafe_load, make_parser
 from ..errors import UserError
 from ..terminal import printable, say
 
@@ -31,8 +31,15 @@ def parse_args() -> argparse.Namespace:
     )
     add('--device', help='cpu, cuda, cuda:1 ... (a GPU if there is one)')
     add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        default='float32',
+        help='autocast to this dtype; float16 needs a GPU (float32)',
+    )
     add('--batch', type=int, default=1, help='images of one forward pass (1)')
     add('--no-pictures', action='store_true', help='write the results alone')
+    add_compile(parser)
     add_unsafe_load(parser)
     return parser.parse_args()
 
@@ -52,7 +59,13 @@ def main() -> None:
     out = args.out or Path(cfg.work_dir, 'predictions')
     paths, nothing = find_media(args.inputs, leave_out=out)
     predictor = load(
-        cfg, args.checkpoint, args.device, fuse=args.fuse, unsafe_load=args.unsafe_load
+        cfg,
+        args.checkpoint,
+        args.device,
+        fuse=args.fuse,
+        unsafe_load=args.unsafe_load,
+        dtype=args.dtype,
+        compiled=args.compile,
     )
     for given, reason in nothing:
         warn(f'skipped {given}: {reason}')

@@ -13,19 +13,28 @@ def parse_args() -> argparse.Namespace:
     add('--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)')
     add('--show-dir', help='folder of pictures, ground truth beside prediction')
     add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add('--amp', action='store_true', help='autocast to float16 on a GPU, to bfloat16 on a CPU')
     add_run_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from ..config.load import draw_predictions, dump_predictions, load_config
+    from ..config.load import (
+        draw_predictions,
+        dump_predictions,
+        enable_amp_in_test,
+        enable_compile,
+        load_config,
+    )
     from ..config.preflight import check_run
     from ..runner import build_runner
     from ..runner.launch import join_run
     from ..runner.ranks import failing_together
 
-    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    prepare = [enable_amp_in_test] if args.amp else []
+    prepare += [enable_compile] if args.compile else []
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
     cfg.load_from = args.checkpoint
     if args.out:
         dump_predictions(cfg, args.out)

@@ -16,8 +16,8 @@ def parse_args() -> argparse.Namespace:
     add(
         '--amp',
         action='store_true',
-        help='mixed precision: float16 with loss scaling, or '
-        '--cfg-options optim_wrapper.dtype=bfloat16',
+        help='mixed precision: on a GPU float16 with loss scaling, or --cfg-options '
+        'optim_wrapper.dtype=bfloat16; on a CPU bfloat16',
     )
     add(
         '--auto-scale-lr',
@@ -48,7 +48,13 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     from backbones.checkpoints import MIRROR_VARIABLE
 
-    from ..config.load import enable_amp, enable_lr_scaling, load_config, use_mirror
+    from ..config.load import (
+        enable_amp,
+        enable_compile,
+        enable_lr_scaling,
+        load_config,
+        use_mirror,
+    )
     from ..config.preflight import check_run
     from ..runner import build_runner
     from ..runner.folder_lock import alone_in
@@ -57,6 +63,7 @@ def train(args: argparse.Namespace) -> None:
 
     prepare = [enable_amp] if args.amp else []
     prepare += [enable_lr_scaling] if args.auto_scale_lr else []
+    prepare += [enable_compile] if args.compile else []
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
     if args.resume is not None:
         cfg.resume = True

@@ -9,7 +9,6 @@ from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import init_default_scope
@@ -78,11 +77,20 @@ def load_config(
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision with dynamic loss scaling."""
-    if not torch.cuda.is_available():
-        raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper has no CPU path; drop it")
+    """Train in mixed precision: on a GPU with dynamic loss scaling, on a CPU in bfloat16."""
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_amp_in_test(cfg: Config) -> None:
+    """Test under autocast: to float16 on a GPU, to bfloat16 on a CPU."""
+    cfg.setdefault('test_cfg', {})
+    cfg.test_cfg.fp16 = True
+
+
+def enable_compile(cfg: Config) -> None:
+    """Compile the model; options that the config has for that are kept."""
+    cfg.compile = cfg.get('compile') or True
 
 
 def enable_lr_scaling(cfg: Config) -> None:

@@ -73,10 +73,12 @@ class TorchNetwork:
     Attributes:
         model: In evaluation mode, on its device.
         pipeline: The config's test pipeline, from ``dict(img=image)``.
+        dtype: In which it computes; other than float32 it is autocast, from weights in float32.
     """
 
     model: Any
     pipeline: Compose
+    dtype: torch.dtype = torch.float32
 
     def prepare(self, image: Image) -> Prepared:
         """As `Network` says; the data are the pipeline's: inputs and a data sample."""
@@ -85,7 +87,9 @@ class TorchNetwork:
 
     def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
         """As `Network` says."""
-        with torch.no_grad():
+        device = next(self.model.parameters()).device.type
+        cast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.no_grad(), cast:
             samples = self.model.test_step(pseudo_collate([each.data for each in batch]))
         return [_raw(sample.cpu()) for sample in samples]
 

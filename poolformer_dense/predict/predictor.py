@@ -19,14 +19,18 @@ from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
 from ..config.datasets import check_names, check_num_classes, checkpoint_classes
+from ..config.preflight.compiler import compiler_fault
 from ..data.decoding import Decoder
 from ..errors import UserError
+from ..runner.compiling import compile_parts
+from ..runner.mixed_precision import keep_edges_in_float32
 from .drawing import Artist
 from .media import Frame, Image, OnUnreadable, Source, find_media, read_sources
 from .network import Instances, Network, Prepared, Raw, TorchNetwork, steps_in_memory
 from .results import Detections, Result, Segmentation
 
 SCORE_THR = 0.3
+DTYPES = ('float32', 'bfloat16', 'float16')
 # Images that wait for others of their size, in batches.
 _WAITING = 4
 
@@ -176,6 +180,8 @@ def load_predictor(
     device: str | None = None,
     fuse: bool = False,
     unsafe_load: bool = False,
+    dtype: str = 'float32',
+    compiled: bool = False,
 ) -> Predictor:
     """Build the model of a config and load a checkpoint into it, strictly.
 
@@ -185,13 +191,22 @@ def load_predictor(
         device: As torch names it; a GPU if there is one.
         fuse: Fold the backbone's norms and layer scales into its weights.
         unsafe_load: Run the code that the checkpoint holds.
+        dtype: float32, or for autocast bfloat16, on a GPU also float16.
+        compiled: Whether by ``torch.compile``; the first images then take longer.
 
     Raises:
-        UserError: The device is not there, the config is for neither toolbox or does not load
-            images, its classes disagree with its heads, or the backbone can't be folded.
+        UserError: The device is not there, or lacks the dtype or a compiler; the config is for
+            neither toolbox or does not load images, its classes disagree with its heads, or the
+            backbone can't be folded.
         CheckpointError: The checkpoint can't be read or does not fit.
     """
     device = check_device(device)
+    if dtype not in DTYPES:
+        raise UserError(f'dtype {dtype!r}: it is one of {", ".join(DTYPES)}')
+    if dtype == 'float16' and torch.device(device).type == 'cpu':
+        raise UserError('dtype float16: on a CPU it is bfloat16 or float32')
+    if compiled and (fault := compiler_fault(device)):
+        raise UserError(fault)
     cfg = copy.deepcopy(cfg)
     if cfg.default_scope not in ('mmdet', 'mmseg'):
         raise UserError(f'default_scope={cfg.default_scope!r}: inference is for mmdet and mmseg')
@@ -205,9 +220,13 @@ def load_predictor(
     model.to(device).eval().requires_grad_(False)
     if fuse:
         fold(model)
+    if dtype != 'float32':
+        keep_edges_in_float32(model)
+    if compiled:
+        compile_parts(model)
     classes, palette = _classes(cfg, dataset.metainfo, saved)
     return Predictor(
-        TorchNetwork(model, pipeline),
+        TorchNetwork(model, pipeline, getattr(torch, dtype)),
         classes,
         cfg.default_scope == 'mmdet',
         decoder,

@@ -20,7 +20,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATASETS, LOOPS, METRICS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
@@ -28,23 +28,27 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config.preflight.packages import faster_coco_fault
+from ..config.preflight.precision import mixed_precision_fault
 from ..config.store_paths import refuse_stores
 from ..config.walk import entries_of
 from ..console import ASIDE, adopt_logger, current_console
 from ..data.label_order import check_order_as_built, in_class_order
 from ..errors import UserError
 from .agreement import collecting_anywhere
+from .compiling import compile_parts
 from .display import LiveLineHook
 from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_factors
 from .launch import join_processes
 from .loading import LoadingRunner
 from .loops import EVALUATING, EXACT
+from .mixed_precision import for_this_device, keep_edges_in_float32
 from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
 from .process import run_process
 from .quarantine import DirtyDataHook
 from .ranks import failing_together
+from .state import bare_model
 from .substitutes import substitute
 from .tracking import TrackingHook, continued, is_tracker
 from .waiting import enter, enter_hooks, leave_hooks
@@ -170,23 +174,45 @@ class DenseRunner(LoadingRunner):
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
-        return super().build_val_loop(_by_size(loop, 'ValLoop'))
+        return super().build_val_loop(self._evaluating(loop, 'ValLoop'))
 
     def build_test_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
-        return super().build_test_loop(_by_size(loop, 'TestLoop'))
+        return super().build_test_loop(self._evaluating(loop, 'TestLoop'))
+
+    def _evaluating(
+        self, loop: BaseLoop | dict[str, Any], default: str
+    ) -> BaseLoop | dict[str, Any]:
+        """Of mmengine's loop for validation or test, ours, which takes images of several sizes."""
+        if not isinstance(loop, dict):
+            return loop
+        if loop.get('fp16'):
+            keep_edges_in_float32(self.model)
+        kind = loop.get('type', default)
+        kind = LOOPS.get(kind) if isinstance(kind, str) else kind
+        return {**loop, 'type': EVALUATING.get(kind, kind)}
 
     def build_optim_wrapper(
         self, optim_wrapper: OptimWrapper | dict[str, Any]
     ) -> OptimWrapper | OptimWrapperDict:
         """Build the optimizer's wrapper, of whatever class, with the numerical guard in it."""
+        if fault := mixed_precision_fault(optim_wrapper):
+            raise UserError(fault)
         guard = next((hook for hook in self.hooks if isinstance(hook, NumericalGuardHook)), None)
-        if guard is not None and isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
+        if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
             kind = optim_wrapper.get('type', 'OptimWrapper')
             kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-            optim_wrapper = {**optim_wrapper, 'type': guarded(kind)}
-            self.logger.info(
-                f'{kind.__name__}: its steps are guarded by NumericalGuardHook.', extra=ASIDE
-            )
+            mixed = issubclass(kind, AmpOptimWrapper)
+            if mixed:
+                keep_edges_in_float32(self.model)
+            if for_this_device(kind) is not kind:
+                kind = for_this_device(kind)
+                self.logger.info('Mixed precision: bfloat16 autocast on the CPU.')
+            if guard is not None:
+                kind = guarded(kind)
+                self.logger.info(
+                    f'{kind.__name__}: its steps are guarded by NumericalGuardHook.', extra=ASIDE
+                )
+            optim_wrapper = {**optim_wrapper, 'type': kind}
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(built, GuardedOptimWrapper):
             built.guard = guard
@@ -228,11 +254,24 @@ class DenseRunner(LoadingRunner):
 
     def val(self) -> dict:
         with run_process(self.unsafe_load), self._live_line():
+            self._maybe_compile('val_step')
             return super().val()
 
     def test(self) -> dict:
         with run_process(self.unsafe_load), self._live_line():
+            self._maybe_compile('test_step')
             return super().test()
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile parts of the model, if the config says so; a whole step breaks in many graphs."""
+        options = self.cfg.get('compile')
+        if options is None or options is False:
+            return
+        parts = compile_parts(bare_model(self), **({} if options is True else options))
+        if not parts:
+            super()._maybe_compile(target)
+            return
+        self.logger.info(f'torch.compile: {" and ".join(parts)}; the first images take longer')
 
     def _live_line(self) -> AbstractContextManager[None]:
         lines = [hook for hook in self.hooks if isinstance(hook, LiveLineHook)]
@@ -263,12 +302,3 @@ def build_runner(cfg: Config, unsafe_load: bool = False) -> Runner:
     if unsafe_load:
         runner.unsafe_load = True
     return runner
-
-
-def _by_size(loop: BaseLoop | dict[str, Any], default: str) -> BaseLoop | dict[str, Any]:
-    """Of mmengine's loop for validation or test, ours, which takes images of several sizes."""
-    if not isinstance(loop, dict):
-        return loop
-    kind = loop.get('type', default)
-    kind = LOOPS.get(kind) if isinstance(kind, str) else kind
-    return {**loop, 'type': EVALUATING.get(kind, kind)}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, gather, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -207,8 +207,11 @@ def require_dense_runner(runner: Runner, hook: Hook) -> None:
 
 
 def bare_model(runner: Runner) -> nn.Module:
-    """The model without the wrapper of a distributed run."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The model without the wrappers of a distributed run and of test-time augmentation."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def upgrade(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def test_label_maps_of_all_inputs_read(call, root, checkpoints, tmp_path):
         ('retinanet', ['.'], '.: no image or video is in this folder'),
         ('retinanet', ['.', '--batch', 0], '--batch 0: at least 1'),
         ('retinanet', ['x.jpg', '--device', 'cuda:77'], '--device cuda:77: torch can not use it'),
+        ('fpn', ['x.jpg', '--dtype', 'float16', '--device', 'cpu'], 'dtype float16: on a CPU'),
         ('fpn', ['x.jpg', '--score-thr', 0.5], '--score-thr is for detection'),
     ],
 )

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from ...errors import UserError
 from ...terminal import printable
 from .classes import check_classes
+from .compiler import check_compiler
 from .contents import check_annotations
 from .crops import check_crop
 from .evaluation import check_evaluators
@@ -25,6 +26,7 @@ from .model import check_backbone
 from .monitors import check_monitors
 from .packages import check_faster_coco, check_loggers
 from .plan import Notice, Plan
+from .precision import check_precision
 from .starting_weights import check_checkpoints
 from .unlabelled import check_unlabelled
 
@@ -34,6 +36,8 @@ CHECKS: Sequence[Callable[[Plan], Iterator[Notice]]] = (
     check_loggers,
     check_shared_memory,
     check_faster_coco,
+    check_precision,
+    check_compiler,
     check_backbone,
     check_losses,
     check_crop,
@@ -55,7 +59,8 @@ def check_run(cfg: Config, splits: Sequence[str], unsafe_load: bool = False) -> 
             opening every image, an annotation file's categories or the model's ``num_classes``
             disagree with the classes, an argument of the backbone is wrong, a checkpoint can't be
             read, a package that a logger or an evaluator imports is not installed, the work
-            directory can't be written, or shared memory holds no batch.
+            directory can't be written, shared memory holds no batch, the device does not
+            compute in the training's precision, or there is no compiler for torch.compile.
     """
     plan = Plan(cfg, splits, unsafe_load)
     for check in CHECKS:

@@ -136,6 +136,18 @@ def test_results_do_not_depend_on_the_batch_and_keep_their_order(predictor):
             np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-4)
 
 
+def test_bfloat16_predicts_nearly_the_same(root, predictors, tmp_path):
+    cfg = tiny_config(root, 'mask_rcnn')
+    path = str(write_weights(cfg, tmp_path / 'mask_rcnn.pth'))
+    half = load_predictor(cfg, path, 'cpu', dtype='bfloat16')
+    image = draw_scene((0,)).image
+    [exact] = predictors['mask_rcnn'].predict(image, score_thr=0)
+    [close] = half.predict(image, score_thr=0)
+    assert close.scores.dtype == np.float32
+    assert close.scores[0] != exact.scores[0]
+    np.testing.assert_allclose(close.scores[0], exact.scores[0], rtol=0.05)
+
+
 def test_images_of_rare_sizes_do_not_pile_up(detector):
     images = [np.zeros((20 + i, 30, 3), np.uint8) for i in range(12)]
     read = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from poolformer_dense.config.load import enable_amp
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
 from tests.poolformer_dense.runner.exactness import differences, killed_and_whole
@@ -17,10 +18,10 @@ from tests.poolformer_dense.runner.exactness import differences, killed_and_whol
     ('loop', 'workers', 'ranks', 'extras'),
     [
         ('epoch', 0, 1, dict(accumulate=4, ema=True)),
-        ('epoch', 2, 1, {}),
+        ('epoch', 2, 1, dict(amp=True)),
         ('iter', 2, 1, dict(accumulate=4, ema=True)),
         ('epoch', 2, 2, dict(accumulate=4, ema=True)),
-        ('iter', 0, 2, {}),
+        ('iter', 0, 2, dict(amp=True)),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(runs, loop, workers, ranks, extras):
@@ -30,13 +31,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(runs, loop, workers, ranks, extr
     assert found == {stop: set() for stop in (0, *stops)}
 
 
-@pytest.mark.parametrize(('name', 'stop'), [('retinanet', 3), ('fpn', 3)])
-def test_a_stock_config(runs, root, shapes, name, stop):
+@pytest.mark.parametrize(
+    ('name', 'stop', 'amp'), [('retinanet', 3, False), ('fpn', 3, False), ('mask_rcnn', 3, True)]
+)
+def test_a_stock_config(runs, root, shapes, name, stop, amp):
     """Fused operators, drop path and the toolboxes' data sets, in the loop that each uses."""
     kept = runs / 'kept'
     length = (
         {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 1}
-        if name == 'retinanet'
+        if name != 'fpn'
         else {'train_cfg.max_iters': 5, 'train_cfg.val_interval': 2}
     )
 
@@ -45,6 +48,8 @@ def test_a_stock_config(runs, root, shapes, name, stop):
         config = tiny.demo_config(root, name, shapes, folder, overrides)
         config.custom_hooks = changes.pop('hooks', [])
         config.update(changes)
+        if amp:
+            enable_amp(config)
         runner = build_runner(config)
         assert type(runner.train_loop).__name__.startswith('Exact')
         runner.train()

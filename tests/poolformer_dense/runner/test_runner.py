@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,20 +38,14 @@ def test_a_base_is_not_a_config_to_run(root):
         load_config(str(root / 'configs/_base_/ade20k.py'))
 
 
-def test_amp(root, monkeypatch):
+def test_amp(root):
     path = str(root / 'configs/retinanet_poolformer_s12.py')
-    # Only our own question is answered so: mmengine's logger would go and look for the device.
-    gpu = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
-    monkeypatch.setattr('poolformer_dense.config.load.torch', gpu)
     cfg = load_config(path, {'optim_wrapper.dtype': 'bfloat16'}, prepare=[enable_amp])
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
     assert cfg.optim_wrapper.dtype == 'bfloat16'
     with pytest.raises(UserError, match=r'OptimWrapper takes no .dtype'):
         load_config(path, {'optim_wrapper.dtype': 'bfloat16'})
-    gpu.cuda.is_available = lambda: False
-    with pytest.raises(UserError, match='--amp needs a GPU'):
-        load_config(path, prepare=[enable_amp])
 
 
 @pytest.mark.parametrize(('processes', 'images', 'accumulated'), [(1, 4, 1), (2, 3, 1), (2, 3, 4)])

@@ -165,6 +165,7 @@ def tiny_config(
     steps: int = 12,
     accumulate: int = 1,
     ema: bool = False,
+    amp: bool = False,
     ranks: int = 1,
     launcher: str = 'none',
     resume: bool = False,
@@ -184,6 +185,7 @@ def tiny_config(
         steps: Iterations altogether; whole epochs with ``loop='epoch'``.
         accumulate: Iterations per optimizer step.
         ema: Whether to keep an average of the weights.
+        amp: Whether to train in mixed precision.
         ranks: Processes; the data are so many that an epoch stays `STEPS_PER_EPOCH` long.
         launcher: ``pytorch`` for a process of several.
         resume: Whether to go on, from load_from or from the newest checkpoint in work_dir.
@@ -236,7 +238,7 @@ def tiny_config(
             train_cfg=train_cfg,
             val_cfg=dict(),
             optim_wrapper=dict(
-                type='OptimWrapper',
+                type='AmpOptimWrapper' if amp else 'OptimWrapper',
                 optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.01),
                 accumulative_counts=accumulate,
                 clip_grad=dict(max_norm=1.0),

@@ -1,0 +1,37 @@
+"""Whether torch.compile finds what it compiles with."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+
+from mmengine.device import get_device
+
+from .plan import Notice, Plan
+
+
+def check_compiler(plan: Plan) -> Iterator[Notice]:
+    """Whether what ``compile`` in the config asks for can be done."""
+    options = plan.cfg.get('compile')
+    if options is None or options is False:
+        return
+    backend = options.get('backend', 'inductor') if isinstance(options, Mapping) else 'inductor'
+    if backend == 'inductor' and (fault := compiler_fault(get_device())):
+        yield Notice(logging.ERROR, fault)
+
+
+def compiler_fault(device: str) -> str | None:
+    """Return why torch.compile can't compile for a device, in one line."""
+    if device == 'cpu':
+        compiler = os.environ.get('CXX') or 'g++'
+        if shutil.which(compiler) is None:
+            return (
+                f'--compile: torch.compile finds no C++ compiler ({compiler}): install one (on '
+                'Debian g++), or drop --compile'
+            )
+    elif device.startswith('cuda') and importlib.util.find_spec('triton') is None:
+        return '--compile: torch.compile needs triton for GPUs: pip install triton, or drop it'
+    return None
