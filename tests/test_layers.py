@@ -20,6 +20,7 @@ LAYERS = (
     'poolformer_dense.export',
     'poolformer_dense.predict',
     'poolformer_dense.runner',
+    'poolformer_dense.runtimes',
     'poolformer_dense.config',
     'poolformer_dense.data',
     'poolformer_dense',  # cli, errors, doctor

@@ -31,6 +31,7 @@ ALLOWED = {
     'private: Runner._test_loop': 'whether this run tests; the property would build the loop',
     'private: Runner._val_loop': 'whether this run validates; the property would build the loop',
     'private: pip._vendor': 'in a bare environment only pip has packaging, for the doctor',
+    'private: torch._higher_order_ops': 'its loops, for programs that need no operator of ours',
     'private: torch._foreach_copy_': 'one call for many tensors; it has no public name',
     'private: torch._foreach_norm': 'one call for many tensors; it has no public name',
     'private: torch.fx.experimental._config': 'lets an export hold for maps of one pixel',

@@ -1,7 +1,7 @@
 """Export a detector or a segmentor, and compare the file with the model.
 
-RetinaNet up to the boxes before NMS (with --nms after it), Mask R-CNN up to its proposals and
-features, segmentors to the label map. Preprocessing is in the file, resizing is not.
+RetinaNet up to the boxes before NMS (with --nms after it), Mask R-CNN and Cascade Mask R-CNN up to
+boxes and masks, segmentors to the label map. Preprocessing is in the file, resizing is not.
 
 Exit code: 0, 1 if the file does not compute what the model does, 2 if the call is wrong.
 """
@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         metavar=('H', 'W'),
         help='the one size otherwise (what the test pipeline makes of 480 x 640)',
     )
-    add('--nms', action='store_true', help='NMS in the graph (detectors, ONNX)')
+    add('--nms', action='store_true', help="NMS in the graph (RetinaNet; Mask R-CNN's always is)")
+    add('--paste', action='store_true', help='masks of the size of the image, not of 28 x 28 bins')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of stored weights')
     add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
     add('--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)')
@@ -99,7 +100,7 @@ def main() -> None:
         fold(predictor.model)
     size = None if args.dynamic else tuple(args.size or usual_size(predictor))
     bfloat16 = args.dtype == 'bfloat16'
-    graph, run = write_export(predictor, path, size, bfloat16, args.nms)
+    graph, run = write_export(predictor, path, size, bfloat16, args.nms, args.paste)
     say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
     def compare_with(model: nn.Module) -> Parity:

@@ -14,8 +14,10 @@ from backbones.version import __version__
 from ..data.decoding import Unreadable, read_image
 from ..errors import UserError
 from ..predict.predictor import Predictor
-from .graphs import BoxGraph, Graph, build_graph
-from .parity import Array, Run
+from ..runtimes.results import Array
+from ..runtimes.runtime import Run
+from .base import Graph
+from .graphs import LabelGraph, build_graph, describe_nms
 from .program import store_in_bfloat16, trace, write_program
 
 
@@ -25,6 +27,7 @@ def write_export(
     size: tuple[int, int] | None,
     bfloat16: bool = False,
     nms: bool = False,
+    paste: bool = False,
 ) -> tuple[Graph, Run]:
     """Write an export; return its graph, and a function that runs the file.
 
@@ -33,22 +36,24 @@ def write_export(
         path: The file to write: ``.onnx``, or ``.pt2`` for a program of torch.export.
         size: Height and width of the image; None leaves them and the batch open.
         bfloat16: Store weights in bfloat16.
-        nms: Apply NMS in the graph (ONNX).
+        nms: Apply NMS to the boxes of a detector of one stage.
+        paste: Masks at the size of the image.
 
     Raises:
         UserError: The model can't be exported so.
     """
-    if nms and (path.suffix != '.onnx' or not predictor.detects):
-        raise UserError(
-            '--nms is for detectors in ONNX: torch has no such operator of its own. Apply '
-            'mmcv.ops.batched_nms or torchvision.ops.batched_nms to what the program returns'
-        )
-    graph = build_graph(predictor.model, predictor.cfg.model.data_preprocessor, nms)
+    if nms and not predictor.detects:
+        raise UserError('--nms is for detectors')
+    portable = path.suffix == '.pt2'
+    preprocessing = predictor.cfg.model.data_preprocessor
+    graph = build_graph(predictor.model, preprocessing, nms, paste, portable)
+    if paste and 'masks' not in graph.outputs:
+        raise UserError('--paste is for detectors with masks')
     if bfloat16:
         store_in_bfloat16(graph)
     metadata = describe(predictor, graph)
     metadata['weights'] = 'bfloat16, cast to float32' if bfloat16 else 'float32'
-    if path.suffix == '.pt2':
+    if portable:
         return graph, write_program(trace(graph, size), path, metadata)
     try:
         from .onnx_file import write_onnx
@@ -75,23 +80,29 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
         ),
         classes=predictor.classes,
     )
-    if not isinstance(graph, BoxGraph):
-        return described | dict(outputs='labels: (batch, height, width), an index into classes')
-    group = graph.outputs[2]
-    rows = 'max_per_img rows' if graph.nms else 'at most nms_pre rows by level'
-    return described | dict(
-        outputs=(
-            'boxes: (batch, rows, 4), x1 y1 x2 y2 in pixels of the image; '
-            f'scores: (batch, rows), 0 in empty rows; {group}: (batch, rows); {rows}'
-        ),
-        nms=dict(
-            applied=graph.nms,
-            among=f'equal {group}',
-            iou_threshold=graph.settings['nms']['iou_threshold'],
-            max_per_img=graph.settings['max_per_img'],
-            score_thr=graph.settings.get('score_thr', 0),
-        ),
+    if isinstance(graph, LabelGraph):
+        return described | dict(
+            outputs=(
+                'labels: (batch, height, width), an index into classes; '
+                'logits: (batch, classes, height / 4, width / 4)'
+            ),
+            align_corners=graph.model.decode_head.align_corners,
+        )
+    nms = describe_nms(graph)
+    rows = 'max_per_img rows' if nms['applied'] else 'at most nms_pre rows by level'
+    outputs = (
+        'boxes: (batch, rows, 4), x1 y1 x2 y2 in pixels of the image; '
+        'scores: (batch, rows), 0 in empty rows; '
+        f'labels: (batch, rows), an index into classes; {rows}'
     )
+    if 'masks' in graph.outputs:
+        described['mask_threshold'] = predictor.model.test_cfg.rcnn.mask_thr_binary
+        outputs += '; masks: ' + (
+            '(batch, rows, height, width), 1 in the object'
+            if graph.paste
+            else '(batch, rows, 28, 28), probabilities on a grid over the box'
+        )
+    return described | dict(outputs=outputs, nms=nms)
 
 
 def usual_size(predictor: Predictor) -> tuple[int, int]:

@@ -12,17 +12,15 @@ from typing import Any
 
 import onnx
 import onnxruntime
-import onnxscript
 import torch
 from torch.export import ExportedProgram
 
 from ..errors import UserError
 from ..predict.results import write_whole
-from .parity import Array, Run
+from ..runtimes.results import Array
+from ..runtimes.runtime import Run
+from .onnx_ops import TRANSLATIONS
 from .program import OPEN_SIZES
-
-# The types of its arguments are narrower than those of its results.
-op: Any = onnxscript.opset18
 
 
 def write_onnx(
@@ -77,7 +75,7 @@ def to_onnx(program: ExportedProgram, open_sizes: dict[str, dict[int, str]]) -> 
             input_names=list(open_sizes),
             output_names=names,
             dynamic_shapes=open_sizes,
-            custom_translation_table={torch.ops.poolformer_dense.nms_by_group.default: _onnx_nms},
+            custom_translation_table=TRANSLATIONS,
             dynamo=True,
             verbose=False,
         )
@@ -97,46 +95,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _onnx_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float, rows: int) -> Any:
-    """`nms_by_group` in ONNX, for torch.onnx, which goes by the names of the parameters.
-
-    Boxes of different groups are moved apart, so that one greedy pass does all, as in mmcv.
-    """
-    zero, one = _ints(0), _ints(1)
-    step = op.Add(op.ReduceMax(boxes, _ints(1, 2)), op.Constant(value_float=1.0))
-    offset = op.Mul(op.Unsqueeze(op.Cast(groups, to=onnx.TensorProto.FLOAT), _ints(2)), step)
-    selected = op.NonMaxSuppression(
-        op.Add(boxes, offset),
-        op.Unsqueeze(scores, one),
-        _ints(rows),
-        op.Constant(value_floats=[iou_threshold]),
-        op.Constant(value_floats=[1e-12]),  # without empty rows
-    )  # (M, 3): image, class, box
-    image = op.Gather(selected, zero, axis=1)
-    source = op.Gather(selected, _ints(0, 2), axis=1)
-    # The row of each is the number of those before it of the same image.
-    batch = op.Shape(scores, start=0, end=1)
-    images = op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1))
-    so_far = op.CumSum(op.Cast(op.Equal(image, images), to=onnx.TensorProto.INT64), zero)
-    row = op.Sub(op.GatherElements(so_far, image, axis=1), one)
-    target = op.Concat(image, row, axis=1)
-    shape = op.Concat(batch, _ints(rows), axis=0)
-    blank = op.Expand(op.Constant(value_float=0.0), shape)
-    return (
-        op.ScatterND(
-            op.Expand(op.Unsqueeze(blank, _ints(2)), op.Concat(shape, _ints(4), axis=0)),
-            target,
-            op.GatherND(boxes, source),
-        ),
-        op.ScatterND(blank, target, op.GatherND(scores, source)),
-        op.ScatterND(op.Expand(_ints(-1), shape), target, op.GatherND(groups, source)),
-    )
-
-
-def _ints(*values: int) -> Any:
-    return op.Constant(value_ints=values)
 
 
 def _session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from mmcv.ops import batched_nms
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .graphs import BoxGraph, Graph
+from ..runtimes.results import Array, Objects, paste_mask, read_detections
+from ..runtimes.runtime import Run
+from .base import Graph, maps_by_level
+from .graphs import LabelGraph, describe_nms
+from .two_stage import TwoStageGraph
 
 # What an export must reach in float32.
 MAX_RAW_ERROR = 1e-4
 MIN_IOU = 0.999
+MIN_MASK_IOU = 0.99
 MIN_SAME_LABELS = 0.9999
-# Of hundreds an image, rounding at the NMS threshold flips one now and then.
-MIN_SAME_PROPOSALS = 0.99
-Array = NDArray[Any]
-# From images to an export's outputs by name.
-Run = Callable[[Array], Mapping[str, Array]]
-# Boxes, scores and labels; proposals have no labels.
-Detections = tuple[Tensor, Tensor, Tensor | None]
+# Of hundreds of proposals an image, rounding at the NMS threshold flips one now and then, and a
+# detection is then found from its neighbour.
+MIN_IOU_FROM_PROPOSALS = 0.99
+MIN_SAME_FROM_PROPOSALS = 0.99
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Parity:
 
     Attributes:
         errors: By raw output, the largest difference as a part of that output's largest magnitude.
-        same: Detections with a partner of the same label and IoU >= 0.999, or pixels of the same
-            label.
+        same: Detections with a partner of the same label, an IoU >= 0.999 (0.99 with two stages),
+            and masks with one >= 0.99; or pixels of the same label.
         total: Detections of the side that has more, or pixels.
         enough: The part that must be the same.
         sizes: (B, H, W) of what was compared.
@@ -73,7 +74,11 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
         run: Runs the export; returns its outputs, with the raw ones or without.
         batches: Images (B, 3, H, W), uint8, RGB.
     """
-    parity = Parity(enough=_enough(graph))
+    segments = isinstance(graph, LabelGraph)
+    parity = Parity(enough=MIN_SAME_LABELS if segments else 1.0)
+    min_iou = MIN_IOU
+    if isinstance(graph, TwoStageGraph):
+        parity.enough, min_iou = MIN_SAME_FROM_PROPOSALS, MIN_IOU_FROM_PROPOSALS
     for images in batches:
         found = run(images)
         with torch.no_grad():
@@ -82,22 +87,17 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
             expected = raw[name].double().numpy()
             error = np.abs(expected - found[name]).max() / max(np.abs(expected).max(), 1e-12)
             parity.errors[name] = max(parity.errors.get(name, 0.0), float(error))
-        if isinstance(graph, BoxGraph):
-            for expected, own in zip(results, final_detections(graph, found), strict=True):
-                parity.same += count_same(expected, own)
-                parity.total += max(len(expected[0]), len(own[0]))
-        else:
+        if segments:
             parity.same += int((results.numpy() == found['labels']).sum())
             parity.total += results.numel()
+        else:
+            own = read_detections(found, describe_nms(graph))
+            for each, expected in zip(own, results, strict=True):
+                parity.same += count_same(expected, _pasted(each, images.shape[2:]), min_iou)
+                parity.total += max(len(expected), len(each))
         batch, _, height, width = images.shape
         parity.sizes.append((batch, height, width))
     return parity
-
-
-def _enough(graph: Graph) -> float:
-    if not isinstance(graph, BoxGraph):
-        return MIN_SAME_LABELS
-    return MIN_SAME_PROPOSALS if graph.two_stage else 1.0
 
 
 def _reference(graph: Graph, model: Any, images: Tensor) -> tuple[dict[str, Tensor], Any]:
@@ -106,50 +106,52 @@ def _reference(graph: Graph, model: Any, images: Tensor) -> tuple[dict[str, Tens
     bgr = list(images.flip(1))
     x = model.data_preprocessor(dict(inputs=bgr, data_samples=None))['inputs']
     size = tuple(images.shape[2:])
-    metas = [dict(img_shape=size, ori_shape=size, pad_shape=size)] * len(images)
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
     features = model.extract_feat(x)
-    if not isinstance(graph, BoxGraph):
+    if isinstance(graph, LabelGraph):
         raw = dict(logits=model.decode_head(features))
-        return raw, model.encode_decode(x, metas).argmax(1)
-    head = model.rpn_head if graph.two_stage else model.bbox_head
-    logits, deltas = head(features)
-    found = head.predict_by_feat(
-        logits, deltas, batch_img_metas=metas, cfg=graph.settings, rescale=False
-    )
-    raw = {f'logits_{i}': each for i, each in enumerate(logits)}
-    raw |= {f'deltas_{i}': each for i, each in enumerate(deltas)}
-    raw |= {name: features[i] for i, name in enumerate(graph.outputs[3:])}
-    labels = [None if graph.two_stage else each.labels for each in found]
-    return raw, [(each.bboxes, each.scores, own) for each, own in zip(found, labels, strict=True)]
+        return raw, model.encode_decode(x, [meta] * len(images)).argmax(1)
+    head = model.rpn_head if isinstance(graph, TwoStageGraph) else model.bbox_head
+    raw = maps_by_level(*head(features))
+    samples = [DetDataSample(metainfo=meta) for _ in images]
+    found = [each.pred_instances.numpy() for each in model.predict(x, samples, rescale=False)]
+    return raw, [
+        Objects(each.bboxes, each.scores, each.labels, each.get('masks')) for each in found
+    ]
 
 
-def final_detections(graph: BoxGraph, found: Mapping[str, Array]) -> list[Detections]:
-    """Return the detections of each image in an export's outputs; NMS is applied if need be."""
-    detections: list[Detections] = []
-    for rows in zip(*(found[name] for name in graph.outputs[:3]), strict=True):
-        kept = rows[1] > 0
-        boxes, scores, groups = (torch.from_numpy(row[kept]) for row in rows)
-        if len(boxes):
-            # Harmless on what has gone through it already.
-            _, order = batched_nms(boxes, scores, groups, dict(graph.settings['nms']))
-            order = order[: graph.settings['max_per_img']]
-            boxes, scores, groups = boxes[order], scores[order], groups[order]
-        detections.append((boxes, scores, None if graph.two_stage else groups))
-    return detections
+def _pasted(found: Objects, size: tuple[int, ...]) -> Objects:
+    """The same with masks at the size of the image."""
+    height, width = size
+    if found.masks is None or found.masks.dtype == np.uint8:
+        return found
+    masks = [
+        paste_mask(mask, box, (height, width))
+        for mask, box in zip(found.masks, found.boxes, strict=True)
+    ]
+    return Objects(found.boxes, found.scores, found.labels, np.stack(masks) if masks else None)
 
 
-def count_same(expected: Detections, own: Detections) -> int:
+def count_same(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> int:
     """Count the detections of one list that have a partner in the other, each used once."""
-    boxes, _, labels = expected
-    if not len(boxes) or not len(own[0]):
+    if not len(expected) or not len(own):
         return 0
-    overlap = bbox_overlaps(boxes, own[0])
-    if labels is not None and own[2] is not None:
-        overlap = overlap * (labels[:, None] == own[2][None])
+    overlap = bbox_overlaps(torch.from_numpy(expected.boxes), torch.from_numpy(own.boxes)).numpy()
+    overlap *= expected.labels[:, None] == own.labels
     same = 0
-    for row in overlap:
-        best = int(row.argmax())
-        if row[best] >= MIN_IOU:
-            overlap[:, best] = 0
-            same += 1
+    for i, row in enumerate(overlap):
+        candidates = np.flatnonzero(row >= min_iou)
+        for best in candidates[np.argsort(-row[candidates])]:
+            if _same_mask(expected.masks, own.masks, i, best):
+                overlap[:, best] = 0
+                same += 1
+                break
     return same
+
+
+def _same_mask(expected: Array | None, own: Array | None, i: int, j: int) -> bool:
+    if expected is None or own is None:
+        return True
+    one, other = expected[i].astype(bool), own[j].astype(bool)
+    either = (one | other).sum()
+    return bool(either == 0 or (one & other).sum() >= MIN_MASK_IOU * either)

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from ..errors import UserError
 from ..files import replacing
-from .graphs import Graph
-from .parity import Array, Run
+from ..runtimes.results import Array
+from ..runtimes.runtime import Run
+from .base import Graph
 
 # The shortest side of an image in a dynamic export: what the deepest stage has one pixel for.
 SMALLEST = 32

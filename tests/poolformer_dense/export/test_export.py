@@ -11,66 +11,36 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 from torch import nn
 
-from poolformer_dense.config.load import load_config
 from poolformer_dense.errors import UserError
 from poolformer_dense.export.exporter import parity_batches, usual_size, write_export
 from poolformer_dense.export.graphs import build_graph
-from poolformer_dense.export.nms import nms_by_group
+from poolformer_dense.export.nms import nms_by_group, suppress
 from poolformer_dense.export.onnx_file import to_onnx
 from poolformer_dense.export.parity import count_same, measure_parity
+from poolformer_dense.export.pooling import pool, pool_regions
 from poolformer_dense.export.program import load_program, round_weights
-from poolformer_dense.predict.predictor import fold, load_predictor
+from poolformer_dense.predict.predictor import fold
+from poolformer_dense.runtimes.results import Objects, paste_mask
+from tests.tiny_models import HEADS, tiny_config, tiny_predictor
 
 # Odd, smaller than a stride, one level of one pixel, large.
 SIZES = [(96, 128), (101, 67), (33, 257), (224, 160), (333, 417)]
-_DIMS = (16, 24, 32, 48)
-
-
-def _tiny_config(root, head):
-    """The demo's config with a network of a few thousand weights."""
-    cfg = load_config(str(root / f'configs/demo/{head}_poolformer_s12.py'))
-    model = cfg.model
-    indices = tuple(model.backbone.out_indices)
-    arch = dict(depths=(1, 1, 1, 1), dims=_DIMS, layer_scale_init=1.0)
-    model.backbone = dict(type='MetaFormer', arch=arch, out_indices=indices)
-    model.neck.update(in_channels=[_DIMS[i] for i in indices], out_channels=16)
-    if head == 'retinanet':
-        model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-    elif head == 'mask_rcnn':
-        model.rpn_head.update(in_channels=16, feat_channels=16)
-        model.roi_head.bbox_roi_extractor.out_channels = 16
-        model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16)
-        model.roi_head.mask_roi_extractor.out_channels = 16
-        model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16)
-    else:
-        model.decode_head.update(in_channels=[16] * 4, channels=16)
-    return cfg
 
 
 @pytest.fixture(scope='module')
 def predictors(root, tmp_path_factory):
-    """A tiny model of each head; weights so large that scores differ from place to place."""
+    """A tiny model of each head."""
     path = tmp_path_factory.mktemp('tiny') / 'weights.pth'
-    found = {}
-    for head in ('retinanet', 'mask_rcnn', 'fpn'):
-        cfg = _tiny_config(root, head)
-        torch.manual_seed(3)
-        weights = MODELS.build(cfg.model).state_dict()
-        for name, value in weights.items():
-            if name.endswith('.weight') and value.ndim == 4:
-                last = any(part in name for part in ('retina_', 'rpn_cls', 'rpn_reg', 'conv_seg'))
-                value.normal_(std=(0.3 if last else 1) * (value[0].numel()) ** -0.5)
-            elif name.endswith('running_var'):
-                value.uniform_(0.5, 2)
-        torch.save(weights, path)
-        found[head] = load_predictor(cfg, str(path), 'cpu')
-    return found
+    return {head: tiny_predictor(root, head, path) for head in HEADS}
 
 
-@pytest.fixture(params=['retinanet', 'mask_rcnn', 'fpn'])
+@pytest.fixture(params=HEADS)
 def predictor(request, predictors):
     return predictors[request.param]
 
@@ -84,9 +54,10 @@ def _batches(sizes, batch=2):
         yield (ramp + noise).astype(np.uint8)
 
 
-def _graph(predictor, model=None):
+def _graph(predictor, model=None, **options):
     """The graph of a predictor's model or of another one, and a function that runs it."""
-    graph = build_graph(model or predictor.model, predictor.cfg.model.data_preprocessor)
+    preprocessing = predictor.cfg.model.data_preprocessor
+    graph = build_graph(model or predictor.model, preprocessing, **options)
 
     def run(images):
         with torch.no_grad():
@@ -95,8 +66,9 @@ def _graph(predictor, model=None):
     return graph, run
 
 
-def test_a_graph_computes_what_upstream_predicts(predictor):
-    graph, run = _graph(predictor)
+@pytest.mark.parametrize('portable', [False, True])
+def test_a_graph_computes_what_upstream_predicts(predictor, portable):
+    graph, run = _graph(predictor, portable=portable)
     parity = measure_parity(graph, predictor.model, run, _batches(SIZES))
     assert parity.holds
     assert parity.worst < 1e-5
@@ -124,19 +96,42 @@ def test_another_models_results_do_not_pass(predictor):
 
 
 def test_detections_are_counted_one_to_one():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10.001], [20, 20, 30, 30]])
-    scores, labels = torch.ones(3), torch.tensor([0, 0, 1])
-    everything = (boxes, scores, labels)
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 10.001], [20, 20, 30, 30]])
+    scores, labels = np.ones(3, np.float32), np.array([0, 0, 1])
+    masks = np.zeros((3, 40, 40), bool)
+    masks[:2, :10, :10] = masks[2, 20:30, 20:30] = True
+    everything = Objects(boxes, scores, labels, masks)
     assert count_same(everything, everything) == 3
-    one = (boxes[:1], scores[:1], labels[:1])
+    one = Objects(boxes[:1], scores[:1], labels[:1])
     assert count_same(everything, one) == count_same(one, everything) == 1
-    assert count_same(everything, (boxes, scores, torch.tensor([1, 1, 0]))) == 0
-    assert count_same(everything, (boxes + 0.1, scores, labels)) == 0
-    assert count_same(everything, (boxes[:0], scores[:0], labels[:0])) == 0
+    assert count_same(everything, Objects(boxes, scores, np.array([1, 1, 0]))) == 0
+    assert count_same(everything, Objects(boxes + 0.1, scores, labels)) == 0
+    assert count_same(everything, Objects(boxes[:0], scores[:0], labels[:0])) == 0
+    cut = masks.copy()
+    cut[2, 20:22] = False
+    assert count_same(everything, Objects(boxes, scores, labels, cut)) == 2
 
 
-def _export_and_compare(predictor, path, size, batches, nms=False):
-    graph, run = write_export(predictor, path, size, nms=nms)
+def test_masks_are_pasted_as_upstream_pastes_them():
+    rng = np.random.default_rng(0)
+    boxes = np.float32(
+        [[3.3, 4.7, 40.1, 33.9], [-5, 10, 20, 80], [59, 30, 63.9, 31], [0, 0, 64, 48]]
+    )
+    masks = rng.random((4, 28, 28), np.float32)
+    masks[:, 8:20, 8:20] = 1
+    head = FCNMaskHead(num_classes=1, class_agnostic=True)
+    meta = dict(ori_shape=(48, 64), scale_factor=(1.0, 1.0))
+    found = [InstanceData(bboxes=torch.from_numpy(boxes), labels=torch.zeros(4, dtype=torch.int64))]
+    logits = torch.from_numpy(masks).logit(1e-6)[:, None]
+    [expected] = head.predict_by_feat((logits,), found, [meta], Config(dict(mask_thr_binary=0.5)))
+    for mask, box, whole in zip(masks, boxes, expected.masks.numpy(), strict=True):
+        pasted = paste_mask(mask, box, (48, 64))
+        assert (pasted != whole).sum() <= 1  # at the threshold up to rounding
+        assert pasted.any()
+
+
+def _export_and_compare(predictor, path, size, batches, nms=False, paste=False):
+    graph, run = write_export(predictor, path, size, nms=nms, paste=paste)
     parity = measure_parity(graph, predictor.model, run, batches)
     assert parity.holds, parity
     assert parity.total > 50
@@ -159,32 +154,59 @@ def test_onnx_of_one_size(predictors, tmp_path):
     assert '"applied": true' in notes['nms']
 
 
+def _check_empty_images(graph, run, images):
+    """A batch computes what its images do alone, also beside those with nothing in them."""
+    images[1] = 0
+    whole = run(images)
+    for i in range(len(images)):
+        alone = run(images[i : i + 1])
+        for name in set(graph.outputs) & {'scores', 'logits', 'masks'}:
+            np.testing.assert_allclose(whole[name][i], alone[name][0], atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('nms', [False, True])
-def test_onnx_of_any_size(predictor, tmp_path, nms):
-    path = tmp_path / 'model.onnx'
-    if nms and not predictor.detects:
-        with pytest.raises(UserError, match='--nms is for detectors'):
-            write_export(predictor, path, None, nms=True)
+@pytest.mark.parametrize('suffix', ['onnx', 'pt2'])
+def test_files_of_any_size(predictor, tmp_path, suffix):
+    path = tmp_path / f'model.{suffix}'
+    graph, run = _export_and_compare(predictor, path, None, _batches(SIZES))
+    [images] = _batches(SIZES[:1], batch=3)
+    _check_empty_images(graph, run, images)
+    if suffix == 'pt2':
+        _, notes = load_program(path)
+        assert notes['classes'] == predictor.classes
+        assert notes['in_graph']['mean'] == [123.675, 116.28, 103.53]
         return
-    graph, run = _export_and_compare(predictor, path, None, _batches(SIZES), nms)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path))
     assert [each.name for each in session.get_outputs()] == list(graph.outputs)
     assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
-    # A batch computes what its images do alone.
-    [images] = _batches(SIZES[:1], batch=3)
-    whole, alone = run(images), run(images[1:2])
-    first = 'scores' if 'scores' in whole else 'labels'
-    np.testing.assert_allclose(whole[first][1], alone[first][0], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_programs_of_any_size(predictor, tmp_path):
-    path = tmp_path / 'model.pt2'
-    _export_and_compare(predictor, path, None, _batches(SIZES))
-    _, notes = load_program(path)
-    assert notes['classes'] == predictor.classes
-    assert notes['in_graph']['mean'] == [123.675, 116.28, 103.53]
+@pytest.mark.parametrize('suffix', ['onnx', 'pt2'])
+def test_files_with_nms_or_pasted_masks(predictors, tmp_path, suffix):
+    path = tmp_path / f'model.{suffix}'
+    for head, options in [('retinanet', dict(nms=True)), ('mask_rcnn', dict(paste=True))]:
+        _, run = _export_and_compare(predictors[head], path, None, _batches(SIZES), **options)
+        [images] = _batches(SIZES[:1])
+        found = run(images)
+        assert found['boxes'].shape == (2, 100, 4)
+        assert 'masks' not in found or found['masks'].shape == (2, 100, *SIZES[0])
+
+
+def test_nothing_is_found_without_a_score_above_the_threshold(predictors):
+    model = copy.deepcopy(predictors['mask_rcnn'].model)
+    model.test_cfg.rcnn.score_thr = 1.0
+    for portable in (False, True):
+        graph = build_graph(
+            model, predictors['mask_rcnn'].cfg.model.data_preprocessor, portable=portable
+        )
+        [images] = _batches(SIZES[:1])
+        with torch.no_grad():
+            found = graph(torch.from_numpy(images))
+        assert not found['scores'].any()
+        assert not found['masks'].any()
+        assert (found['labels'] == -1).all()
 
 
 @pytest.mark.slow
@@ -250,7 +272,10 @@ def test_nms_in_the_graph_is_mmcvs(suppressions, count, classes, batch, seed):
     scores[rng.random((batch, count)) < 0.2] = 0  # empty rows
     labels = rng.integers(0, classes, (batch, count))
     inputs = dict(boxes=boxes.astype('f'), scores=scores.astype('f'), labels=labels)
-    expected = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+    tensors = [torch.from_numpy(value) for value in inputs.values()]
+    expected = module(*tensors)
+    for value, wanted in zip(suppress(*tensors, *module.settings), expected.values(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
     found = session.run(list(expected), inputs)
     for value, wanted in zip(found, expected.values(), strict=True):
         np.testing.assert_array_equal(value, wanted.numpy())
@@ -259,12 +284,46 @@ def test_nms_in_the_graph_is_mmcvs(suppressions, count, classes, batch, seed):
     assert (found[2][found[1] == 0] == -1).all()
 
 
-def test_another_nms_is_refused(predictors):
-    predictor = predictors['retinanet']
-    model = copy.deepcopy(predictor.model)
-    model.test_cfg.nms.type = 'soft_nms'
-    with pytest.raises(UserError, match='--nms: ONNX has no'):
-        build_graph(model, predictor.cfg.model.data_preprocessor, nms=True)
+def test_regions_are_pooled_alike():
+    maps = [torch.randn(2, 8, 40 >> i, 50 >> i) for i in range(3)]
+    corner = torch.rand(60, 2) * 150
+    boxes = torch.cat([corner, corner + torch.rand(60, 2) * 100], 1)
+    boxes[0] = 0
+    images, levels = torch.randint(0, 2, (60,)), torch.randint(0, 3, (60,))
+    for samples in (0, 2):
+        arguments = (maps, boxes, images, levels, [4, 8, 16], 7, samples)
+        torch.testing.assert_close(pool(*arguments), pool_regions(*arguments))
+
+
+@pytest.mark.parametrize(
+    ('head', 'place', 'change', 'message'),
+    [
+        ('retinanet', 'test_cfg.nms', dict(type='soft_nms'), '--nms: ONNX has no'),
+        ('mask_rcnn', 'test_cfg.rcnn.nms', dict(type='soft_nms'), 'test_cfg.rcnn: ONNX has no'),
+        ('cascade', 'test_cfg.rpn.nms', dict(class_agnostic=True), 'test_cfg.rpn: ONNX has no'),
+        (
+            'cascade',
+            'roi_head',
+            dict(type='HybridTaskCascadeRoIHead'),
+            'no export for the roi_head',
+        ),
+        ('mask_rcnn', 'roi_head.mask_head', dict(type='CoarseMaskHead'), 'the mask_head Coarse'),
+        (
+            'mask_rcnn',
+            'roi_head.bbox_roi_extractor.roi_layer',
+            dict(aligned=False),
+            'this roi_layer',
+        ),
+    ],
+)
+def test_unknown_parts_are_refused(root, head, place, change, message):
+    cfg = tiny_config(root, head)
+    node = cfg.model
+    for key in place.split('.'):
+        node = node[key]
+    node.update(change)
+    with pytest.raises(UserError, match=message):
+        build_graph(MODELS.build(cfg.model), cfg.model.data_preprocessor, nms=head == 'retinanet')
 
 
 def test_what_has_no_graph_is_refused(predictor):

@@ -1,0 +1,1 @@
+"""Exported files as models: `runtime` runs them, `exported` makes the toolboxes' results of it."""
