@@ -14,7 +14,7 @@ from backbones.version import __version__
 from ..data.decoding import Unreadable, read_image
 from ..errors import UserError
 from ..predict.predictor import Predictor
-from ..runtimes.results import Array
+from ..runtimes.outputs import Array
 from ..runtimes.runtime import Run
 from .base import Graph
 from .graphs import LabelGraph, build_graph, describe_nms

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from ..errors import UserError
 from ..predict.results import write_whole
-from ..runtimes.results import Array
+from ..runtimes.outputs import Array
 from ..runtimes.runtime import Run
 from .onnx_ops import TRANSLATIONS
 from .program import OPEN_SIZES

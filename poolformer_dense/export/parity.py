@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from ..runtimes.results import Array, Objects, paste_mask, read_detections
+from ..runtimes.outputs import Array, Objects, paste_mask, read_detections
 from ..runtimes.runtime import Run
 from .base import Graph, maps_by_level
 from .graphs import LabelGraph, describe_nms

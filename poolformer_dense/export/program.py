@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import UserError
 from ..files import replacing
-from ..runtimes.results import Array
+from ..runtimes.outputs import Array
 from ..runtimes.runtime import Run
 from .base import Graph
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .results import Array
+from .outputs import Array
 
 # From images (B, 3, H, W), uint8, RGB, to an export's outputs by name.
 Run = Callable[[Array], Mapping[str, Array]]

@@ -26,7 +26,7 @@ from poolformer_dense.export.parity import count_same, measure_parity
 from poolformer_dense.export.pooling import pool, pool_regions
 from poolformer_dense.export.program import load_program, round_weights
 from poolformer_dense.predict.predictor import fold
-from poolformer_dense.runtimes.results import Objects, paste_mask
+from poolformer_dense.runtimes.outputs import Objects, paste_mask
 from tests.tiny_models import HEADS, tiny_config, tiny_predictor
 
 # Odd, smaller than a stride, one level of one pixel, large.
