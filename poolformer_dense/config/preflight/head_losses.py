@@ -21,11 +21,12 @@ _BY_CHANNEL = ('DDRHead', 'EncHead', 'OCRHead', 'PIDHead')
 def check_losses(plan: Plan) -> Iterator[Notice]:
     """Whether each loss can train the output of its head: channels, weights, a softmax of one."""
     for head in decode_heads(plan.cfg):
-        problem = _channels_problem(head)
-        for place, loss in [] if problem else head.losses:
-            problem = problem or _loss_problem(plan, head, place, loss)
-        if problem:
+        if problem := _channels_problem(head):
             yield Notice(logging.ERROR, problem)
+            continue
+        notices = (_loss_notice(plan, head, place, loss) for place, loss in head.losses)
+        if first := next(filter(None, notices), None):
+            yield first
     for place, node in walk(plan.cfg.get('model'), 'model'):
         if isinstance(node, Mapping) and (problem := _detector_problem(place, node)):
             yield Notice(logging.ERROR, problem)
@@ -46,15 +47,17 @@ def _channels_problem(head: DecodeHead) -> str:
     return ''
 
 
-def _loss_problem(plan: Plan, head: DecodeHead, place: str, loss: Mapping[str, Any]) -> str:
+def _loss_notice(
+    plan: Plan, head: DecodeHead, place: str, loss: Mapping[str, Any]
+) -> Notice | None:
     kind = class_of(plan.cfg, loss)
     own = isinstance(kind, type) and kind.__module__.startswith('mmseg.')
     if not own and torch.cuda.is_available():
-        return ''  # it may know GPUs alone
+        return None  # it may know GPUs alone
     sigmoid = own and bool(argument(kind, loss, 'use_sigmoid'))
     known = own and (head.plain or head.kind.__name__ in _BY_CHANNEL)
     if known and (problem := _weights_problem(head, place, loss, sigmoid)):
-        return problem
+        return Notice(logging.ERROR, problem)
     # mmseg's FocalLoss has other rules for the CPU.
     if not head.plain or (type_name(loss) == 'FocalLoss' and torch.cuda.is_available()):
         failure = ''
@@ -63,18 +66,26 @@ def _loss_problem(plan: Plan, head: DecodeHead, place: str, loss: Mapping[str, A
         failure, constant = _try_loss(plan, head, loss)
     if head.channels == 1 and not sigmoid and (failure or constant):
         said = 'out_channels' if head.node.get('out_channels') == 1 else 'num_classes'
-        return (
+        return Notice(
+            logging.ERROR,
             f'{place} ({type_name(loss)}): a softmax over one output channel ({head.place}.{said}'
             '=1) is always 1 and learns nothing; with background and one class, set num_classes=2 '
             f'and out_channels=1 with a sigmoid (--cfg-options {place}.use_sigmoid=True), or '
-            'num_classes=2 alone'
+            'num_classes=2 alone',
+        )
+    if failure and not _try_loss(plan, head, loss, ignored=False)[0]:
+        return Notice(
+            logging.WARNING,
+            f'{place} ({type_name(loss)}) fails at the first pixel that is ignored '
+            f'({head.place}.ignore_index={head.ignore_index}): {failure}',
         )
     if failure:
-        return (
+        return Notice(
+            logging.ERROR,
             f'{place} ({type_name(loss)}) fails for the {head.num_classes} classes and '
-            f'{head.channels} output channels of {head.place}: {failure}'
+            f'{head.channels} output channels of {head.place}: {failure}',
         )
-    return ''
+    return None
 
 
 def _weights_problem(head: DecodeHead, place: str, loss: Mapping[str, Any], sigmoid: bool) -> str:
@@ -98,13 +109,15 @@ def _weights_problem(head: DecodeHead, place: str, loss: Mapping[str, Any], sigm
     return f'{place}.class_weight has {len(weights)} weights, but {reason}; give {expected}'
 
 
-def _try_loss(plan: Plan, head: DecodeHead, loss: Mapping[str, Any]) -> tuple[str, bool]:
+def _try_loss(
+    plan: Plan, head: DecodeHead, loss: Mapping[str, Any], ignored: bool = True
+) -> tuple[str, bool]:
     """Compute a loss of noise; return what it raises, and whether it is without gradient."""
     height, width = 3, head.num_classes + 2
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, head.channels, height, width, generator=generator).requires_grad_()
     labels = torch.arange(2 * height * width).reshape(2, height, width) % head.num_classes
-    if head.ignore_index is not None:
+    if ignored and head.ignore_index is not None:
         labels[0, 0, 0] = head.ignore_index
     with (
         MODELS.switch_scope_and_registry(plan.cfg.default_scope) as registry,
