@@ -1,4 +1,4 @@
-"""Bring COCO 2017 or ADE20K to the layout that the configs expect; see docs/data.md.
+"""Bring COCO 2017, ADE20K, BCCD or CamVid to the layout that the configs expect; see docs/data.md.
 
 Downloads, or takes what is there already (--from), unpacks and checks. Interrupted at any moment,
 the same command resumes where it stopped.

@@ -27,7 +27,7 @@ def download(url: str, folder: OpenFolder, name: str, md5: str, backoff: float =
         url: An http(s) address.
         folder: Where to write.
         name: The name of the finished file.
-        md5: Its checksum, in hexadecimal.
+        md5: Its checksum, in hexadecimal; empty if unknown.
         backoff: Seconds before the second attempt; doubled each time nothing new has come.
 
     Raises:
@@ -62,7 +62,7 @@ def download(url: str, folder: OpenFolder, name: str, md5: str, backoff: float =
             ) from error
         part.seek(0)
         found = md5_of(part, f'{name}: checksum')
-    if found != md5:
+    if md5 and found != md5:
         discard_part(folder, name)
         raise UserError(
             f'{url}: what came has md5 {found}, not {md5}, and was deleted. Run the same command '

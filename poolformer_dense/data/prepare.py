@@ -26,6 +26,7 @@ from .tree import (
     wrong_counts,
 )
 from .unpack import differing_files, unpack
+from .voc_annotations import missing_annotations, write_annotations
 
 DOWNLOADS = 'downloads'  # beside the unpacked folders; only this tool writes there
 
@@ -68,13 +69,19 @@ def prepare(
             _check_source(dataset, source)
         pending = {a: s for a in dataset.archives if (s := _pending(a, root, source, mirror))}
         tops = {archive: root / archive.folder for archive in dataset.archives}
-        if not pending and all(
-            recorded_counts(archive, root) == count_files(archive, top)
-            for archive, top in tops.items()
+        if (
+            not pending
+            and all(
+                recorded_counts(archive, root) == count_files(archive, top)
+                for archive, top in tops.items()
+            )
+            and not missing_annotations(dataset, root)
         ):
             say(f'{dataset.name} is complete in {root}: nothing to do')
             return
         _check_room(pending, root, keep_archives)
+        if dataset.terms and any(origin.kind == 'network' for origin in pending.values()):
+            say(f'{dataset.name}: from {dataset.terms}')
         for archive, origin in pending.items():
             with open_folder(root, archive.into) as folder:
                 folder.lock()
@@ -89,6 +96,7 @@ def prepare(
                 f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
                 'wrong, or the link to it, and run the same command again'
             )
+        write_annotations(dataset, root)
         # A tree that can't be written to needs no record: it is checked again the next time.
         with suppress(OSError, UserError):
             for archive, top in tops.items():
@@ -114,14 +122,15 @@ def check_prepared(dataset: Dataset, root: Path, source: Path | None = None) -> 
             path = _find_zip(archive, root, source)
             if path is None:
                 continue
-            if (found := _md5(path)) != archive.md5:
+            if archive.md5 and (found := _md5(path)) != archive.md5:
                 problems.append(f'{path} has md5 {found}, not {archive.md5}')
-            elif wrong := differing_files(path, archive.top, root / archive.into):
+            elif wrong := differing_files(path, archive.top, root / archive.into, archive.parent):
                 problems.append(
                     f'{root / archive.into} has {len(wrong):,} files less or other than {path}, '
                     f'e.g. {wrong[0]}'
                 )
         _print_tree(dataset, root)
+        problems += [f'{path} is missing' for path in missing_annotations(dataset, root)]
         if problems:
             raise UserError(
                 f'{dataset.name} in {root} is not right: {"; ".join(problems)}. Delete what is '
@@ -203,14 +212,14 @@ def _fetch(archive: Archive, origin: _Source, root: Path, copy: bool, backoff: f
     else:
         path = Path(origin.place)
         # A download of this tool has this name only if its checksum was right.
-        if path != own and (found := _md5(path)) != archive.md5:
+        if archive.md5 and path != own and (found := _md5(path)) != archive.md5:
             raise UserError(
                 f'{path} has md5 {found}, not {archive.md5} as published: it is damaged or another '
                 'file. Download it again; if you packed it yourself, give --from the folder of '
                 'its contents'
             )
     say(f'{archive.name}: unpacking {path} to {root / archive.folder}')
-    unpack(path, archive.top, root, archive.into)
+    unpack(path, archive.top, root, archive.into, archive.parent)
 
 
 def _remove_download(archive: Archive, root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -27,7 +28,7 @@ RECORD = '.prepared.json'
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 # COCO's train2017/000000320612.jpg is a PNG.
-_HEADS = {'.jpg': (b'\xff\xd8\xff', _PNG), '.png': (_PNG,)}
+_HEADS = {'.jpg': (b'\xff\xd8\xff', _PNG), '.png': (_PNG,), '.xml': (b'<',), '.txt': (b'',)}
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -112,7 +113,8 @@ def copy_files(files: Files, top: Path, folder: OpenFolder) -> None:
 def check_contents(dataset: Dataset, root: Path) -> list[str]:
     """Say what is wrong with the files themselves, as far as their heads and names tell.
 
-    Each file is opened and its first bytes are read; pixels are not decoded. Names are compared
+    Each file is opened and its first bytes are read, or all where a checksum is known; pixels are
+    not decoded. Names are compared
     between the places that must agree (`Dataset.pairs`).
     """
     problems = []
@@ -125,6 +127,11 @@ def check_contents(dataset: Dataset, root: Path) -> list[str]:
                     f'{top / files.folder}: {first_names(wrong, 3)} of {files.pattern} {are} empty '
                     'or damaged'
                 )
+            elif files.sha256 and files.sha256 != checksum(files, top):
+                problems.append(
+                    f'{top / files.folder}: {files.pattern} are not those published (sha256 of '
+                    'names and contents)'
+                )
     for one, other in dataset.pairs:
         first, second = _stems(root / one), _stems(root / other)
         for names, at, place in ((first - second, one, other), (second - first, other, one)):
@@ -132,6 +139,15 @@ def check_contents(dataset: Dataset, root: Path) -> list[str]:
                 examples = first_names(sorted(names), 3)
                 problems.append(f'{root / at} has {examples} and {place} has not')
     return problems
+
+
+def checksum(files: Files, top: Path) -> str:
+    """Return the sha256 of names and contents, in the names' order."""
+    total = hashlib.sha256()
+    for entry, _ in sorted(_scan(files, top), key=lambda item: item[0].name):
+        content = hashlib.sha256(Path(entry.path).read_bytes()).digest()
+        total.update(entry.name.encode() + b'\0' + content)
+    return total.hexdigest()
 
 
 def _scan(files: Files, top: Path) -> Iterator[tuple[os.DirEntry, int]]:

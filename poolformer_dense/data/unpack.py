@@ -32,7 +32,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 
 
-def unpack(path: Path, top: str, root: Path, into: str) -> None:
+def unpack(path: Path, top: str, root: Path, into: str, parent: str = '') -> None:
     """Unpack what a zip file holds below one folder.
 
     The list of contents is checked first, and nothing is written if anything is wrong with it.
@@ -44,39 +44,41 @@ def unpack(path: Path, top: str, root: Path, into: str) -> None:
         top: The folder in it; what lies beside is left out.
         root: Where writing is allowed.
         into: Where ``top`` comes to lie, below ``root``.
+        parent: The folder in the zip file that ``top`` is in.
 
     Raises:
         UserError: The file is damaged or has an entry that is refused (see `_refusal`), the
             disk has no room, or a link is in the way.
     """
     with _open(path) as archive:
-        entries = _read_entries(archive, path, top)
+        entries = _read_entries(archive, path, top, parent)
         with open_folder(root, into) as folder:
             missing = sum(_on_disk(e) for e in entries if not _has_size(folder.path, e))
             folder.check_room(missing, f'unpacking {path}')
         total = sum(entry.file_size for entry in entries)
         with byte_bar(f'{path.name}: unpacking', total) as update:
-            for parent, group in groupby(sorted(entries, key=_parent), key=_parent):
-                with open_folder(root, f'{into}/{parent}') as folder:
+            for place, group in groupby(sorted(entries, key=_parent), key=_parent):
+                with open_folder(root, f'{into}/{place}') as folder:
                     for entry in group:
                         _write(archive, entry, folder)
                         update(advance=entry.file_size)
 
 
-def differing_files(path: Path, top: str, folder: Path) -> list[str]:
+def differing_files(path: Path, top: str, folder: Path, parent: str = '') -> list[str]:
     """Return the files of a zip file that a folder lacks or has with other contents.
 
     Args:
         path: The zip file.
         top: The folder in it that is compared.
         folder: What it was unpacked to; ``top`` is in it.
+        parent: The folder in the zip file that ``top`` is in.
 
     Raises:
         UserError: The zip file can't be read or has an entry that is refused.
     """
     differing = []
     with _open(path) as archive:
-        entries = _read_entries(archive, path, top)
+        entries = _read_entries(archive, path, top, parent)
         with byte_bar(f'{path.name}: comparing', sum(e.file_size for e in entries)) as update:
             for entry in entries:
                 file = folder / entry.filename
@@ -86,8 +88,8 @@ def differing_files(path: Path, top: str, folder: Path) -> list[str]:
     return differing
 
 
-def _read_entries(archive: ZipFile, path: Path, top: str) -> list[ZipInfo]:
-    """Return the files below the folder ``top``, or refuse the whole archive."""
+def _read_entries(archive: ZipFile, path: Path, top: str, parent: str) -> list[ZipInfo]:
+    """Return the files below the folder ``top``, named from there, or refuse the whole archive."""
     for entry, problem in _problems(archive.infolist()):
         raise UserError(
             f'{path}: the entry {entry.orig_filename!r} {problem}, so nothing was unpacked. '
@@ -100,7 +102,11 @@ def _read_entries(archive: ZipFile, path: Path, top: str) -> list[ZipInfo]:
             f'{path} has {decimal(packed)} and would unpack to {decimal(size)}, so nothing was '
             'unpacked. The published archives are not like this: download it again'
         )
-    return [entry for entry in entries if entry.filename.startswith(f'{top}/')]
+    start = f'{parent}/' if parent else ''
+    entries = [entry for entry in entries if entry.filename.startswith(f'{start}{top}/')]
+    for entry in entries:
+        entry.filename = entry.filename.removeprefix(start)
+    return entries
 
 
 def _problems(entries: list[ZipInfo]) -> Iterator[tuple[ZipInfo, str]]:

@@ -25,7 +25,9 @@ def _name(path: Path) -> str:
     return str(path.relative_to(CONFIGS).with_suffix(''))
 
 
-LEAVES = sorted([*CONFIGS.glob('*.py'), *CONFIGS.glob('beyond/*.py')])
+LEAVES = sorted(
+    path for folder in ('.', 'beyond', 'small') for path in CONFIGS.glob(f'{folder}/*.py')
+)
 # Those that change the data or the schedule of another leaf, and nothing of its network.
 SAME_NETWORK = {
     _name(path): path.stem.removesuffix(suffix)
@@ -39,7 +41,7 @@ def _networks() -> Iterator:
     """A leaf config of each network; those of larger backbones are slow."""
     for name in map(_name, LEAVES):
         if name not in SAME_NETWORK:
-            small = '_s12' in name or '_s18' in name
+            small = any(size in name for size in ('_s12', '_s18', '_r18'))
             yield pytest.param(name, marks=[] if small else [pytest.mark.slow])
 
 
@@ -72,19 +74,20 @@ def small(load, name) -> Config:
 def test_a_training_step_and_a_prediction(small):
     model = revert_sync_batchnorm(MODELS.build(small.model))
     batch = _segmentation_batch if small.default_scope == 'mmseg' else _detection_batch
-    _train_a_step(small, model, batch(2))
+    classes = _number_of_classes(small)
+    _train_a_step(small, model, batch(2, classes))
     with torch.no_grad():
-        [sample] = model.eval().test_step(batch(1))
+        [sample] = model.eval().test_step(batch(1, classes))
     if small.default_scope == 'mmseg':
         labels = sample.pred_sem_seg.data
         assert labels.shape == (1, SIDE, SIDE)
-        assert 0 <= labels.min() <= labels.max() < 150
+        assert 0 <= labels.min() <= labels.max() < classes
         assert sample.seg_logits.data.isfinite().all()
         return
     found = sample.pred_instances
     assert found.bboxes.shape == (MOST_BOXES, 4)
     assert 0 <= found.bboxes.min() <= found.bboxes.max() <= SIDE
-    assert 0 <= found.labels.min() <= found.labels.max() < 80
+    assert 0 <= found.labels.min() <= found.labels.max() < classes
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
     if 'roi_head' in small.model:
         assert found.masks.shape == (MOST_BOXES, SIDE, SIDE)
@@ -103,18 +106,26 @@ def _train_a_step(cfg: Config, model: nn.Module, batch: dict) -> None:
     assert any(not torch.equal(p, before[name]) for name, p in trainable.items())
 
 
-def _detection_batch(size: int) -> dict:
-    batch = demo_mm_inputs(size, (3, SIDE, SIDE), [3] * size, num_classes=80, with_mask=True)
+def _number_of_classes(cfg: Config) -> int:
+    model = cfg.model
+    if cfg.default_scope == 'mmseg':
+        return model.decode_head.num_classes
+    heads = model.roi_head.bbox_head if 'roi_head' in model else model.bbox_head
+    return (heads[0] if isinstance(heads, list) else heads).num_classes
+
+
+def _detection_batch(size: int, classes: int) -> dict:
+    batch = demo_mm_inputs(size, (3, SIDE, SIDE), [3] * size, num_classes=classes, with_mask=True)
     for sample in batch['data_samples']:
         sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))
     return batch
 
 
-def _segmentation_batch(size: int) -> dict:
+def _segmentation_batch(size: int, classes: int) -> dict:
     samples = []
     for _ in range(size):
         meta = dict(img_shape=(SIDE, SIDE), ori_shape=(SIDE, SIDE))
-        labels = PixelData(data=torch.randint(0, 150, (1, SIDE, SIDE)))
+        labels = PixelData(data=torch.randint(0, classes, (1, SIDE, SIDE)))
         samples.append(SegDataSample(metainfo=meta, gt_sem_seg=labels))
     images = [torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8) for _ in range(size)]
     return dict(inputs=images, data_samples=samples)

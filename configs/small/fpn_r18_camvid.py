@@ -1,0 +1,21 @@
+"""Semantic FPN with ResNet-18 on CamVid, from scratch: the yardstick.
+
+Nothing is frozen and its norms are trained: the toolboxes' defaults freeze a stem that
+would be random here.
+
+Command: tools/train.py configs/small/fpn_r18_camvid.py
+Hardware: two CPU cores.
+"""
+
+_base_ = 'fpn_poolformer_s12_camvid.py'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ResNet',
+        depth=18,
+        out_indices=(0, 1, 2, 3),
+        norm_cfg=dict(type='BN', requires_grad=True),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+work_dir = 'work_dirs/small/fpn_r18_camvid'
