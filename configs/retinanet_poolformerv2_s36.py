@@ -6,7 +6,7 @@ Hardware: 8 GPUs x 2 images. Published box AP: none for this recipe. Ours: not r
 
 _base_ = [
     '_base_/retinanet_poolformer.py',
-    'mmdet::_base_/datasets/coco_detection.py',
+    '_base_/coco_detection.py',
     '_base_/schedule_coco_1x.py',
     '_base_/mmdet_runtime.py',
 ]

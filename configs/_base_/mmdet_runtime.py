@@ -13,5 +13,10 @@ default_hooks = dict(
     dirty_data=dict(type='DirtyDataHook'),
     report=dict(type='ReportHook'),
 )
+# Test-time augmentation of detectors (tools/test.py --tta); the data bases say with which scales.
+tta_model = dict(
+    type='DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+)
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)

@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
         help='autocast to this dtype; float16 needs a GPU (float32)',
     )
     add('--batch', type=int, default=1, help='images of one forward pass (1)')
+    add('--tta', action='store_true', help="test-time augmentation, as the config's tta_pipeline")
     add('--no-pictures', action='store_true', help='write the results alone')
     add_compile(parser)
     add_unsafe_load(parser)
@@ -67,6 +68,8 @@ def main() -> None:
         dtype=args.dtype,
         compiled=args.compile,
     )
+    if args.tta:
+        predictor = predictor.with_tta()
     for given, reason in nothing:
         warn(f'skipped {given}: {reason}')
     start = time.monotonic()

@@ -13,6 +13,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', help='where predictions go: a .pkl file (detection), a folder (segmentation)')
     add('--show-dir', help='folder of pictures, ground truth beside prediction')
     add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
+    add('--tta', action='store_true', help="test-time augmentation, as the config's tta_pipeline")
     add('--amp', action='store_true', help='autocast to float16 on a GPU, to bfloat16 on a CPU')
     add_run_arguments(parser)
     return parser.parse_args()
@@ -20,6 +21,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from ..config.augmentation import enable_tta
     from ..config.load import (
         draw_predictions,
         dump_predictions,
@@ -45,4 +47,6 @@ def main() -> None:
     join_run(cfg)
     with failing_together():
         check_run(cfg, ['test'], args.unsafe_load)
+    if args.tta:
+        enable_tta(cfg)
     build_runner(cfg, args.unsafe_load).test()

@@ -12,6 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 
+from ..config.walk import type_name
 from ..data.decoding import Decoder
 from ..errors import UserError
 from .masks import Masks
@@ -83,7 +84,9 @@ class TorchNetwork:
     def prepare(self, image: Image) -> Prepared:
         """As `Network` says; the data are the pipeline's: inputs and a data sample."""
         data = dict(self.pipeline(dict(img=image)))
-        return Prepared((*image.shape[:2], *data['inputs'].shape), data)
+        # With test-time augmentation there are several.
+        inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
+        return Prepared((*image.shape[:2], *(n for each in inputs for n in each.shape)), data)
 
     def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
         """As `Network` says."""
@@ -117,15 +120,22 @@ def steps_in_memory(
     kept: list[dict[str, Any]] = []
     decoder = None
     for step in steps:
-        name = getattr(step['type'], '__name__', step['type']).split('.')[-1]
+        name = type_name(step)
         if name == 'LoadImageFromFile':
             kept.append({**step, 'type': 'LoadImageFromNDArray'})
             decoder = Decoder.of(step)
-        elif not name.startswith('Load'):
-            kept.append(dict(step))
+        elif name == 'TestTimeAug':
+            options = [_without_loading(option) for option in step['transforms']]
+            kept.append({**step, 'transforms': [option for option in options if option]})
+        else:
+            kept += _without_loading([step])
     if decoder is None:
         raise UserError(
             'test_dataloader.dataset.pipeline has no LoadImageFromFile: predictions start from '
             'images; add it as the first step'
         )
     return kept, decoder
+
+
+def _without_loading(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(step) for step in steps if not type_name(step).startswith('Load')]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, MODELS
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
 
+from ..config.augmentation import tta_fault, tta_model, tta_pipeline
 from ..config.datasets import check_names, check_num_classes, checkpoint_classes
 from ..config.preflight.compiler import compiler_fault
 from ..data.decoding import Decoder
@@ -48,6 +49,7 @@ class Predictor:
         decoder: How files are decoded.
         artist: Draws predictions.
         cfg: The config.
+        augmented: Computes predictions with test-time augmentation; None if that is not possible.
     """
 
     network: Network
@@ -56,6 +58,7 @@ class Predictor:
     decoder: Decoder
     artist: Artist
     cfg: Config
+    augmented: Network | None = None
 
     @property
     def model(self) -> Any:
@@ -74,6 +77,7 @@ class Predictor:
         score_thr: float | None = None,
         batch_size: int = 1,
         *,
+        tta: bool = False,
         on_unreadable: OnUnreadable | None = None,
     ) -> Iterator[Result]:
         """Predict images; yield a result for each, in their order, as soon as it is there.
@@ -90,6 +94,7 @@ class Predictor:
                 one.
             score_thr: Detections with this score or less are left out (0.3).
             batch_size: Images of one forward pass.
+            tta: Predict with test-time augmentation: also smaller, larger and mirrored, joined.
             on_unreadable: Called with the path of a file that can't be read, and the reason; the
                 file is left out.
 
@@ -97,13 +102,27 @@ class Predictor:
             `Detections` of a detector, `Segmentation` of a segmentor; in pixels of the image.
 
         Raises:
-            UserError: An argument is wrong, a path has no image, or a file can't be read and there
-                is no ``on_unreadable``.
+            UserError: An argument is wrong, a path has no image, a file can't be read and there
+                is no ``on_unreadable``, or the model can't be augmented.
         """
+        if tta:
+            return self.with_tta().predict(
+                images, score_thr, batch_size, on_unreadable=on_unreadable
+            )
         if isinstance(images, (str, Path)):
             find_media([str(images)])  # a wrong path is told at once
         frames = read_sources(images, self.decoder, on_unreadable, 2 * batch_size + 2)
         return self.predict_frames(frames, score_thr, batch_size)
+
+    def with_tta(self) -> Predictor:
+        """Return one that always predicts with test-time augmentation, by the same model.
+
+        Raises:
+            UserError: The model predicts masks, or the config augments nothing.
+        """
+        if self.augmented is None:
+            raise UserError(tta_fault(self.cfg) or 'tta: this network has no augmentation')
+        return replace(self, network=self.augmented)
 
     def predict_frames(
         self, frames: Iterable[Frame], score_thr: float | None = None, batch_size: int = 1
@@ -225,14 +244,26 @@ def load_predictor(
     if compiled:
         compile_parts(model)
     classes, palette = _classes(cfg, dataset.metainfo, saved)
+    network = TorchNetwork(model, pipeline, getattr(torch, dtype))
     return Predictor(
-        TorchNetwork(model, pipeline, getattr(torch, dtype)),
+        network,
         classes,
         cfg.default_scope == 'mmdet',
         decoder,
         Artist.of(cfg, classes, palette),
         cfg,
+        _augmented(network, cfg),
     )
+
+
+def _augmented(network: TorchNetwork, cfg: Config) -> TorchNetwork | None:
+    """Return a network that predicts with test-time augmentation by the same model."""
+    if tta_fault(cfg):
+        return None
+    steps, _ = steps_in_memory(tta_pipeline(cfg, cfg.test_dataloader.dataset.pipeline))
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as models:
+        model = models.build({**tta_model(cfg), 'module': network.model})
+        return replace(network, model=model, pipeline=Compose(steps))
 
 
 def fold(model: Any) -> None:

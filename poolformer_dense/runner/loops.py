@@ -227,13 +227,29 @@ class BySize(BaseLoop):
 
 
 def parts_by_size(data_batch: Any) -> list[Any]:
-    """Split a batch where the next image, (C, H, W), has another size than the one before."""
+    """Split a batch where the next image, (C, H, W), has another size than the one before.
+
+    With test-time augmentation a batch is a list of the images for each way to augment them.
+    """
     inputs = data_batch.get('inputs') if isinstance(data_batch, Mapping) else None
-    if not isinstance(inputs, (list, tuple)) or not all(isinstance(x, Tensor) for x in inputs):
+    if not isinstance(inputs, (list, tuple)):
         return [data_batch]
-    groups = groupby(range(len(inputs)), key=lambda i: inputs[i].shape)
+    augmented = bool(inputs) and all(isinstance(view, (list, tuple)) for view in inputs)
+    views = inputs if augmented else [inputs]
+    if not all(isinstance(image, Tensor) for view in views for image in view):
+        return [data_batch]
+    sizes = [[image.shape for image in images] for images in zip(*views, strict=True)]
+    groups = groupby(range(len(sizes)), key=lambda i: sizes[i])
     chosen = [list(indices) for _, indices in groups]
-    return [{k: [v[i] for i in part] for k, v in data_batch.items()} for part in chosen]
+
+    def take(values: Sequence[Any], part: list[int]) -> list[Any]:
+        return [values[i] for i in part]
+
+    if augmented:
+        return [
+            {k: [take(view, part) for view in v] for k, v in data_batch.items()} for part in chosen
+        ]
+    return [{k: take(v, part) for k, v in data_batch.items()} for part in chosen]
 
 
 @LOOPS.register_module()

@@ -148,6 +148,25 @@ def test_bfloat16_predicts_nearly_the_same(root, predictors, tmp_path):
     np.testing.assert_allclose(close.scores[0], exact.scores[0], rtol=0.05)
 
 
+@pytest.mark.parametrize('head', ['retinanet', 'fpn'])
+def test_augmentation_predicts_the_mirrored_image_alike(predictors, head):
+    """The scales and flips are the same set for both, so what is joined is too."""
+    image = draw_scene((0,)).image
+    [plain] = predictors[head].predict(image, tta=True)
+    [mirrored] = predictors[head].predict(np.ascontiguousarray(image[:, ::-1]), tta=True)
+    if head == 'fpn':
+        assert (plain.labels == mirrored.labels[:, ::-1]).mean() > 0.99
+        return
+    assert len(plain) == len(mirrored) > 0
+    left, right = plain.boxes[0, 0::2], mirrored.boxes[0, 0::2]
+    np.testing.assert_allclose(left, image.shape[1] - right[::-1], atol=0.1)
+
+
+def test_augmentation_is_not_for_masks(predictors):
+    with pytest.raises(UserError, match='this model has masks'):
+        predictors['mask_rcnn'].predict(draw_scene((0,)).image, tta=True)
+
+
 def test_images_of_rare_sizes_do_not_pile_up(detector):
     images = [np.zeros((20 + i, 30, 3), np.uint8) for i in range(12)]
     read = 0
