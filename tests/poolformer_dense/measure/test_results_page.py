@@ -41,6 +41,7 @@ PUBLISHED = {
     'fpn_poolformer_s36_plain': {'mIoU': 41.61},
     'fpn_poolformer_m36_plain': {'mIoU': 41.95},
     'fpn_poolformer_m48_plain': {'mIoU': 42.43},
+    'upernet_caformer_s18': {'mIoU': 48.9},
 }
 
 
