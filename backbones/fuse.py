@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import MetaFormerBlock, Scale
 from .norms import ChannelLayerNorm, ModifiedLayerNorm
@@ -19,7 +19,8 @@ def fold_block(block: MetaFormerBlock) -> None:
 
     The second norm's gain and shift go into ``mlp.fc1``, the second layer scale into ``mlp.fc2``,
     and the first layer scale into the first norm where the mixer is linear in each channel. What
-    can't be folded stays as it is; the block computes the same up to rounding.
+    can't be folded stays as it is, as a layer scale so small that float16 would lose the weights'
+    digits; the block computes the same up to rounding.
     """
     affine = (ModifiedLayerNorm, ChannelLayerNorm)
     if (
@@ -44,7 +45,19 @@ def fold_block(block: MetaFormerBlock) -> None:
         weight.fill_(1)
     if isinstance(block.layer_scale2, Scale):
         scale = block.layer_scale2.scale
-        fc2.weight.mul_(scale.view(-1, 1, 1, 1))
+        scaled = fc2.weight * scale.view(-1, 1, 1, 1)
+        if not _fits_float16(scaled):
+            return
+        fc2.weight.copy_(scaled)
         if fc2.bias is not None:
             fc2.bias.mul_(scale)
         block.layer_scale2 = nn.Identity()
+
+
+def _fits_float16(weight: Tensor) -> bool:
+    """Whether inference in float16 keeps a weight's digits, where its smallest number is 6e-8.
+
+    A layer scale at its initial 1e-5 or 1e-6 would leave few of them.
+    """
+    lost = weight - weight.half().to(weight.dtype)
+    return bool(lost.norm() <= 2**-10 * weight.norm())

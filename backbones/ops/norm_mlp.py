@@ -48,15 +48,29 @@ class MLPInputs(NamedTuple):
 
 
 class MLPGradients(NamedTuple):
-    """What a backend's backward returns; `scaled_w2` and `scaled_b2` are ``scale`` times those."""
+    """Gradients of `MLPInputs`; those of what is None are of no use."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor
     w1: Tensor
     b1: Tensor
-    scaled_w2: Tensor
-    scaled_b2: Tensor
+    w2: Tensor
+    b2: Tensor
+    scale: Tensor | None = None
+
+
+def finished(inputs: MLPInputs, found: MLPGradients) -> MLPGradients:
+    """Complete the gradients of which w2's and b2's are those of ``scale`` times them."""
+    if inputs.scale is None:
+        return found
+    w2_grad, b2_grad = found.w2, found.b2
+    scale_grad = torch.linalg.vecdot(w2_grad.flatten(1), inputs.w2.flatten(1).to(w2_grad.dtype))
+    if inputs.b2 is not None:
+        scale_grad = scale_grad + b2_grad * inputs.b2
+    return found._replace(
+        w2=w2_grad * inputs.scale.view(-1, 1, 1, 1), b2=b2_grad * inputs.scale, scale=scale_grad
+    )
 
 
 def norm_mlp(
@@ -114,16 +128,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     *statistics, hidden = kept
     found = kernels(backend).norm_mlp_backward(grad, inputs, Statistics(*statistics), hidden, dtype)
-    w2_grad, b2_grad, scale_grad = found.scaled_w2, found.scaled_b2, None
-    if inputs.scale is not None:
-        flat = inputs.w2.flatten(1).to(w2_grad.dtype)
-        scale_grad = torch.linalg.vecdot(w2_grad.flatten(1), flat)
-        if inputs.b2 is not None:
-            scale_grad = scale_grad + b2_grad * inputs.b2
-        w2_grad = w2_grad * inputs.scale.view(-1, 1, 1, 1)
-        b2_grad = b2_grad * inputs.scale
-    grads = (found.x, found.weight, found.bias, found.w1, found.b1, w2_grad, b2_grad, scale_grad)
-    return tuple(None if t is None else g for t, g in zip(inputs[:-1], grads, strict=True))
+    return tuple(None if t is None else g for t, g in zip(inputs[:-1], found, strict=True))
 
 
 def _hidden(inputs: MLPInputs, eps: float, dtype: torch.dtype, keep: bool, backend: str) -> Tensor:

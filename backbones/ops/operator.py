@@ -45,11 +45,15 @@ class Operator:
         kept = ['Tensor mean', 'Tensor rstd', *(f'Tensor kept{i}' for i in range(len(others)))]
 
         def run_forward(*arguments: Any) -> tuple[Tensor, ...]:
+            if not arguments[0].numel():
+                return fake_forward(*arguments)  # nothing to compute
             with _no_autocast(arguments[0]):
                 return forward(structure(*arguments[:number]), *arguments[number:])
 
         def run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
             given, saved = structure(*arguments[:number]), arguments[number : number + len(kept)]
+            if not grad.numel():
+                return [empty.zero_() for empty in fake_backward(grad, *arguments)]
             with _no_autocast(grad):
                 grads = backward(
                     channels_last(grad), given, saved, *arguments[number + len(kept) :]
@@ -88,11 +92,18 @@ class Operator:
         schema = f'({", ".join(["Tensor grad", *tensors, *kept, options])}) -> Tensor[]'
         self.backward = _define(f'{name}_backward', schema, run_backward, fake_backward)
         self.forward.register_autograd(gradients, setup_context=keep)
+        self.backward.register_autograd(_no_second_gradient)
 
     def __call__(self, *arguments: Any) -> Tensor:
         """Return the map alone."""
         out: Tensor = self.forward(*arguments)[0]
         return out
+
+
+def _no_second_gradient(*_: Any) -> Any:
+    raise RuntimeError(
+        "fused operators have no second derivative; take backend='reference', which is plain torch"
+    )
 
 
 def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -31,6 +31,26 @@ class PoolMixInputs(NamedTuple):
         return weight if self.scale is None else weight * self.scale
 
 
+class PoolMixGradients(NamedTuple):
+    """Gradients of `PoolMixInputs`, None where those are None."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+
+
+def gain_gradients(inputs: PoolMixInputs, x_grad: Tensor, gain_grad: Tensor) -> PoolMixGradients:
+    """Complete the gradients of x and gain."""
+    # Zeros rather than None: DDP waits for each parameter's gradient, and AdamW decays only those
+    # that have one.
+    bias_grad = None if inputs.bias is None else torch.zeros_like(inputs.bias)
+    if inputs.scale is None:
+        return PoolMixGradients(x_grad, gain_grad, bias_grad, None)
+    weight_grad, scale_grad = gain_grad * inputs.scale, gain_grad * inputs.weight
+    return PoolMixGradients(x_grad, weight_grad, bias_grad, scale_grad)
+
+
 def pool_mix(
     x: Tensor,
     weight: Tensor,
@@ -77,28 +97,20 @@ def scaled(y: Tensor, scale: Tensor | None, drop: Tensor | None) -> Tensor:
     if scale is not None:
         y = y * scale.view(-1, 1, 1)
     if drop is not None:
-        y = y * drop.to(y.dtype).view(-1, 1, 1, 1)
+        # One over the rate to keep has no exact value in bfloat16.
+        y = (y * drop.view(-1, 1, 1, 1)).to(y.dtype)
     return y
 
 
 def _forward(inputs: PoolMixInputs, eps: float, backend: str) -> tuple[Tensor, ...]:
-    out, statistics = kernels(backend).pool_mix_forward(inputs.x, inputs.gain, inputs.drop, eps)
+    out, statistics = kernels(backend).pool_mix_forward(inputs, eps)
     return out, *statistics
 
 
 def _backward(
     grad: Tensor, inputs: PoolMixInputs, kept: Sequence[Tensor], eps: float, backend: str
 ) -> tuple[Tensor | None, ...]:
-    x, weight, bias, scale, drop = inputs
-    x_grad, gain_grad = kernels(backend).pool_mix_backward(
-        grad, x, inputs.gain, drop, Statistics(*kept)
-    )
-    # Zeros rather than None: DDP waits for each parameter's gradient, and AdamW decays only those
-    # that have one.
-    bias_grad = None if bias is None else torch.zeros_like(bias)
-    if scale is None:
-        return x_grad, gain_grad, bias_grad, None
-    return x_grad, gain_grad * scale, bias_grad, gain_grad * weight
+    return kernels(backend).pool_mix_backward(grad, inputs, Statistics(*kept))
 
 
 _operator = Operator('pool_mix', PoolMixInputs, 1, 'float eps, str backend', _forward, _backward)

@@ -22,6 +22,7 @@ from .maps import Statistics, stream_dtype
 
 if TYPE_CHECKING:
     from .norm_mlp import MLPGradients, MLPInputs
+    from .pool_mix import PoolMixGradients, PoolMixInputs
 
 BACKENDS = ('auto', 'reference', 'cpu', 'native', 'triton')
 _default = 'auto'
@@ -40,18 +41,16 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, weight and bias."""
 
-    def pool_mix_forward(
-        self, x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
-    ) -> tuple[Tensor, Statistics]:
+    def pool_mix_forward(self, inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statistics]:
         """``x + k * (P(x) - x)`` with ``k = gain * drop / std``, and the statistics.
 
         The norm's mean and shift cancel in ``P(n(x)) - n(x)``, so no normalised copy exists.
         """
 
     def pool_mix_backward(
-        self, grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of x and gain.
+        self, grad: Tensor, inputs: PoolMixInputs, statistics: Statistics
+    ) -> PoolMixGradients:
+        """The gradients.
 
         With the adjoint ``Q = P^T(grad) - grad``, the gradient of k is ``sum Q * (x - mean)``: Q
         sums to zero over a map, and centred products lose no digits when the mean is large.
@@ -147,13 +146,10 @@ def select_backend(
 ) -> str:
     """Return the backend that takes a map and the tensors beside it.
 
-    An empty batch goes to the reference. What the compiled loops don't cover goes to 'cpu': other
-    dtypes than float32, but for products in bfloat16.
+    What the compiled loops don't cover goes to 'cpu': other dtypes than float32, but for products
+    in bfloat16.
     """
     backend = resolve_backend(backend, x.device.type)
-    # `len` would make the batch a constant of a trace.
-    if backend == 'reference' or x.shape[0] == 0:
-        return 'reference'
     if backend == 'native':
         dtypes = {stream_dtype(x), *(t.dtype for t in others if t is not None)}
         if dtypes != {torch.float32} or products not in library.SUFFIXES:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backbones.blocks import DropPath
 from backbones.metaformer import build_block
 from backbones.norms import ModifiedLayerNorm
 from backbones.presets import Arch
@@ -122,3 +124,14 @@ def test_block_without_mlp_is_its_first_half():
     torch.testing.assert_close(block(x), x + 0.5 * block.token_mixer(block.norm1(x)))
     names = {name.split('.')[0] for name, _ in block.named_parameters()}
     assert names == {'norm1', 'layer_scale1'}
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_drop_path_keeps_the_mean_in_any_dtype(dtype):
+    """One over a rate to keep of 0.7 is 1.4286, and 1.4297 in bfloat16."""
+    path = DropPath(0.3)
+    x = torch.ones(64, 2, 1, 1, dtype=dtype)
+    factor = path.draw(x)
+    assert factor.dtype == torch.promote_types(dtype, torch.float32)
+    assert factor.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-7)
+    assert path(x).dtype == dtype

@@ -65,3 +65,13 @@ def test_low_precision_weights_are_what_autocast_would_make_of_them():
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         for expected, found in zip(folded(x), converted(x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(('init', 'kept'), [(1e-6, True), (1e-5, True), (1e-2, False)])
+def test_layer_scales_that_float16_can_not_hold_in_a_weight_are_kept(init, kept):
+    """Weights of 0.02 times 1e-6 would be nearly all zero in it."""
+    model = PoolFormer(dict(TINY, layer_scale_init=init)).eval()
+    scales = (model.fuse().stages[0][0].layer_scale1, model.stages[0][0].layer_scale2)
+    assert [isinstance(scale, Scale) for scale in scales] == [False, kept]
+    weight = model.stages[0][0].mlp.fc2.weight
+    assert (weight.half().float() - weight).norm() <= 1e-3 * weight.norm()

@@ -2,6 +2,7 @@
 
     python tests/ops/compile_triton.py 90             # Hopper; 80 is Ampere
     python tests/ops/compile_triton.py 90 --rows 2    # the first rows only
+    python tests/ops/compile_triton.py 90 --sizes 50  # count the variants for so many sizes of maps
 
 The interpreter accepts what the compiler doesn't, and knows no registers. Triton's own rules say
 which variants there are. The calls cover each pair of: a dtype, a number of channels, a size, and
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import re
 import subprocess
 import sys
@@ -29,7 +31,8 @@ from triton.runtime.jit import compute_cache_key, create_function_from_signature
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backbones.ops import MLPInputs
-from backbones.ops.backends.triton import fused_mlp, mlp, norm, pool
+from backbones.ops.backends.triton import fused_mlp, mlp, mlp_weights, norm, pool
+from backbones.ops.pool_mix import PoolMixInputs
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 FACTORS = dict(
@@ -76,19 +79,50 @@ class Compiler:
         self.variants[key] = ''
         module = kernel.__module__.removeprefix('backbones.ops.backends.triton.')
         kinds = ' '.join('-' if kind == 'constexpr' else kind for kind in signature.values())
-        usage = resources(compiled.asm['cubin'])
+        usage = resources(compiled, self.target.arch)
         line = f'{module}.{kernel.__name__}: {usage}, {compiled.metadata.shared} shared ({kinds})'
         print(line, flush=True)
 
 
-def resources(cubin: bytes) -> str:
-    """Registers and spilled bytes, by NVIDIA's tool."""
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(cubin)
-        file.flush()
-        command = [TOOLS / 'cuobjdump', '-res-usage', file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, spilled = (re.search(rf'{key}:(\d+)', usage).group(1) for key in ('REG', 'STACK'))
+class Counter(Compiler):
+    """Stands in for `launch`: counts the variants of each kernel."""
+
+    def __call__(self, kernel: object, _: int, *arguments: object, **constants: object) -> None:
+        key, _ = self.key(kernel, *arguments, **constants)
+        self.variants[key] = f'{kernel.__module__}.{kernel.__name__}'
+
+
+def count_variants(counter: Counter, sizes: int) -> None:
+    """Print the variants that one size of maps takes, and that many sizes take."""
+    draw = random.Random(0)
+    row = dict(dtypes=(F32, BF16), bias=True, scale=True, drop=True, keep=True)
+    for number in range(sizes):
+        size = (draw.randint(1, 3), draw.randint(1, 70), draw.randint(1, 70))
+        for dim in (64, 320):
+            block(row | dict(dim=dim, size=size if number else (2, 16, 16)))
+        if number in (0, sizes - 1):
+            print(f'{number + 1} sizes: {len(counter.variants)} variants', flush=True)
+
+
+def resources(compiled: object, capability: int) -> str:
+    """Registers and spilled bytes, by NVIDIA's tools."""
+
+    def tell(tool: str, name: str, *options: object) -> str:
+        content = compiled.asm[name]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, name)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+            command = [TOOLS / tool, *map(str, options), file]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
+        return done.stdout + done.stderr
+
+    usage = tell('cuobjdump', 'cubin', '-res-usage')
+    registers, stack = (int(re.search(rf'{key}:(\d+)', usage).group(1)) for key in ('REG', 'STACK'))
+    spilled = 0
+    if stack:  # for a function's call, or for want of registers
+        arch = f'sm_{capability}{"a" if capability == 90 else ""}'
+        found = re.search(r'(\d+) bytes spill stores', tell('ptxas', 'ptx', '-v', f'-arch={arch}'))
+        spilled = int(found.group(1))
     return f'{registers} registers, {spilled} spilled'
 
 
@@ -124,9 +158,9 @@ def block(row: dict[str, object]) -> None:
     shift, scale = (gain if row[name] else None for name in ('bias', 'scale'))
     _, statistics = norm.norm_forward(x, gain, shift, 1e-5)
     norm.norm_backward(x, x, statistics, gain)
-    wide = gain.to(statistics.mean.dtype)
-    pool.pool_mix_forward(x, wide, drop, 1e-5)
-    pool.pool_mix_backward(x, x, wide, drop, statistics)
+    mixing = PoolMixInputs(x, gain, shift, scale, drop)
+    pool.pool_mix_forward(mixing, 1e-5)
+    pool.pool_mix_backward(x, mixing, statistics)
     inputs = MLPInputs(x, gain, shift, w1, b1 if row['bias'] else None, w2, shift, scale, drop)
     *_, hidden = mlp.norm_mlp_forward(inputs, 1e-5, products, row['keep'])
     mlp.norm_mlp_backward(x, inputs, statistics, hidden, products)
@@ -136,10 +170,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('capability', type=int)
     parser.add_argument('--rows', type=int)
+    parser.add_argument('--sizes', type=int)
     args = parser.parse_args()
-    compiler = Compiler(args.capability)
-    for module in (fused_mlp, mlp, norm, pool):
+    compiler = (Counter if args.sizes else Compiler)(args.capability)
+    for module in (fused_mlp, mlp, mlp_weights, norm, pool):
         module.launch = compiler
+    if args.sizes:
+        return count_variants(compiler, args.sizes)
     for row in itertools.islice(pairwise(FACTORS), args.rows):
         block(row)
 

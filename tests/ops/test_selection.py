@@ -115,6 +115,60 @@ def test_an_empty_batch(backend, autocast):
         assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
 
+@pytest.fixture(params=['cpu', 'native', 'triton'])
+def fused_backend(request):
+    try:
+        return ops.check_backend(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def _operators(x, weight, backend):
+    """The output of each operator on a map of 4 channels."""
+    yield ops.modified_layer_norm(x, weight, weight, 1e-5, backend)
+    yield ops.pool_mix(x, weight, weight, weight, None, 1e-5, backend)
+    w1, w2 = weight.new_ones(8, 4, 1, 1), weight.new_ones(4, 8, 1, 1)
+    inputs = ops.MLPInputs(x, weight, weight, w1, None, w2, weight, weight, None)
+    yield ops.norm_mlp(inputs, 1e-5, backend=backend)
+
+
+@pytest.mark.parametrize('shape', [(0, 4, 5, 6), (2, 4, 0, 6), (2, 4, 5, 0)], ids=str)
+def test_an_operator_takes_an_empty_map(shape, fused_backend):
+    """Also one that was compiled or called past the selection of the backend."""
+    weight = torch.ones(4, requires_grad=True)
+    x = torch.randn(shape, requires_grad=True)
+    for out in _operators(x, weight, fused_backend):
+        x.grad = weight.grad = None
+        out.sum().backward()
+        assert out.shape == x.grad.shape == shape
+        assert torch.equal(weight.grad, torch.zeros(4))
+
+
+@pytest.mark.parametrize('autocast', [False, True], ids=['plain', 'autocast'])
+def test_a_map_in_float64_with_weights_in_float32(autocast, fused_backend):
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(4, requires_grad=True)
+    wide = weight.detach().double().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        outputs = [*_operators(x, weight, fused_backend)]
+    for out, expected in zip(outputs, _operators(x, wide, 'reference'), strict=True):
+        weight.grad = wide.grad = None
+        assert out.dtype == torch.float64
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(weight.grad, wide.grad.float())
+
+
+def test_a_second_derivative_is_refused_in_one_line(fused_backend):
+    x, weight = torch.randn(2, 4, 5, 6, requires_grad=True), torch.rand(4, requires_grad=True)
+    for out in _operators(x, weight, fused_backend):
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"^fused .* backend='reference'") as raised:
+            slope.square().sum().backward()
+        assert '\n' not in str(raised.value)
+
+
 @pytest.mark.parametrize('options', [dict(), dict(recompute='mlp'), dict(with_cp=True)], ids=str)
 def test_the_backends_agree_in_a_whole_model(options):
     fused = PoolFormer(TINY, drop_path_rate=0.3, **options).double()

@@ -11,12 +11,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones import ops
 
@@ -56,30 +57,11 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repair the interpreter's bfloat16: it cuts bits off and multiplies them as integers (3.6)."""
-    if not INTERPRETED:
-        return
-    from triton.language import bfloat16, float32
-    from triton.runtime import interpreter
-
-    def convert(values: np.ndarray, source: object, target: object, _: object) -> np.ndarray:
-        if target == bfloat16:
-            bits = torch.from_numpy(np.asarray(values)).bfloat16().view(torch.int16)
-            return bits.numpy().view(np.uint16)
-        return (values.astype(np.uint32) << 16).view(np.float32)
-
-    multiply = interpreter.InterpreterBuilder.create_dot
-
-    def dot(builder: object, a: object, b: object, *rest: object) -> object:
-        wide = [builder.cast_impl(x, float32) if x.dtype == bfloat16 else x for x in (a, b)]
-        return multiply(builder, *wide, *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, 'create_dot', dot)
-    monkeypatch.setattr(interpreter, '_convert_float', convert)
-    # Integer overflow checks are half of its time.
-    options = interpreter.InterpreterOptions(sanitize_overflow=False)
-    monkeypatch.setattr(interpreter.interpreter_builder, 'options', options)
+def _exact(repaired_bfloat16: None) -> Iterator[None]:
+    """No TF32, in which torch's own float32 would be as inexact as any mistake."""
+    switches = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with switches:
+        yield
 
 
 def inputs(
@@ -235,8 +217,8 @@ def test_strips_of_pooling_meet(device: str, monkeypatch: pytest.MonkeyPatch) ->
     pool = pytest.importorskip('backbones.ops.backends.triton.pool')
     monkeypatch.setattr(pool, 'ROW', 64)
     tensors = inputs('pool_mix', (1, 33, 5, 6), drop=True)
-    _, _, constants = pool._strips(tensors['x'])
-    assert (constants['ROWS'], constants['COLUMNS'], constants['CHANNELS']) == (4, 1, 64)
+    _, _, rows, constants = pool._strips(tensors['x'])
+    assert (rows, constants['COLUMNS'], constants['CHANNELS']) == (4, 1, 64)
     check('pool_mix', tensors, torch.float32, device)
 
 
@@ -275,24 +257,26 @@ def test_a_dropped_sample_passes_unchanged(name: str, device: str) -> None:
     assert torch.equal(found['x'][1], grad[1])
 
 
-@pytest.fixture
-def short_splits(monkeypatch: pytest.MonkeyPatch) -> object:
+@pytest.mark.parametrize('pieces', [1, 4, 16])
+@pytest.mark.parametrize(('mean', 'std'), [(0.0, 1.0), (1e3, 1e-2), (-1e4, 1.0)])
+def test_statistics_of_many_pieces(
+    mean: float, std: float, pieces: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of many steps, some of a few, and more pieces than there are elements for."""
     norm = pytest.importorskip('backbones.ops.backends.triton.norm')
     monkeypatch.setattr(norm, 'MOMENTS', 32)
-    monkeypatch.setattr(norm, 'SPLITS', 16)
-    return norm
-
-
-@pytest.mark.parametrize(('mean', 'std'), [(0.0, 1.0), (1e3, 1e-2), (-1e4, 1.0)])
-def test_statistics_of_many_tiles(
-    mean: float, std: float, device: str, short_splits: object
-) -> None:
-    x = torch.randn(1, 3, 17, 20).mul_(std).add_(mean).to(device)
-    found, rstd = short_splits.moments(x.contiguous(memory_format=torch.channels_last), EPS)
-    wide = x.double()
-    torch.testing.assert_close(found.double(), wide.mean().view(1), rtol=2**-24, atol=1e-7)
-    expected = (wide.var(correction=0) + EPS).rsqrt().view(1)
-    torch.testing.assert_close(rstd.double(), expected, rtol=1e-6, atol=0)
+    monkeypatch.setattr(norm, 'PIECES', pieces)
+    x = torch.randn(2, 3, 9, 7).mul_(std).add_(mean).to(device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    statistics, weight = norm.empty_statistics(x), torch.ones(3, device=device)
+    found = norm.moments(x, EPS)
+    assert found.pieces == min(pieces, 6)
+    norm.normalize(x, statistics, weight, None, x.dtype, found)
+    wide = x.double().flatten(1)
+    close = dict(rtol=2**-24, atol=1e-7)
+    torch.testing.assert_close(statistics.mean.double(), wide.mean(1), **close)
+    expected = (wide.var(1, correction=0) + EPS).rsqrt()
+    torch.testing.assert_close(statistics.rstd.double(), expected, rtol=1e-6, atol=0)
 
 
 def compile_kernels(root: Path, *arguments: object) -> list[str]:
@@ -314,14 +298,45 @@ def spilled(line: str) -> int:
 def test_kernels_compile_with_arguments_and_without(root: Path) -> None:
     """The first two calls differ in all that may be left out; the third has many channels."""
     lines = compile_kernels(root, 90, '--rows', 3)
-    assert len({line.split(':')[0] for line in lines}) == 13
+    assert len({line.split(':')[0] for line in lines}) == 14
     assert not any(map(spilled, lines))
+
+
+def test_more_sizes_of_images_take_no_more_compilations(root: Path) -> None:
+    """By the keys of Triton's own cache."""
+    one, many = compile_kernels(root, 90, '--sizes', 50)
+    assert one.startswith('1 sizes: ')
+    assert many == one.replace('1 sizes', '50 sizes')
+
+
+def test_products_in_float32_follow_the_switch_of_convolutions() -> None:
+    """They are convolutions; all others would follow the one of matrix products."""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    mlp = pytest.importorskip('backbones.ops.backends.triton.mlp')
+    if not INTERPRETED:
+        pytest.skip('needs TRITON_INTERPRET=1')
+    tensors = {k: v.float() for k, v in inputs('norm_mlp', (2, 12, 3, 5), drop=True).items()}
+    given, names = ops.MLPInputs(**tensors), []
+    with Calls():
+        *_, statistics, hidden = mlp.norm_mlp_forward(given, EPS, torch.float32, True)
+        mlp.norm_mlp_backward(given.x, given, statistics, hidden, torch.float32)
+    convolutions = [name for name in names if 'convolution' in name]
+    assert convolutions.count('aten::convolution') == 4
+    assert convolutions.count('aten::convolution_backward') == 2
+    assert not {'aten::mm', 'aten::addmm', 'aten::bmm', 'aten::mv', 'aten::addmv'} & {*names}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('capability', [80, 90])
 def test_kernels_compile_in_every_pair_of_circumstances(capability: int, root: Path) -> None:
     lines = compile_kernels(root, capability)
-    assert len({line.split(':')[0] for line in lines}) == 13
+    assert len({line.split(':')[0] for line in lines}) == 14
     low = [line for line in lines if 'bf16' in line or 'fp16' in line]
     assert max(map(spilled, low)) <= (0 if capability == 90 else 64)

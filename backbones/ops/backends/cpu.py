@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..maps import Statistics, tokens, wide
-from ..norm_mlp import MLPGradients, MLPInputs
+from ..norm_mlp import MLPGradients, MLPInputs, finished
+from ..pool_mix import PoolMixGradients, PoolMixInputs, gain_gradients
+from .balance import balanced
 from .products import product
 
 # Bytes of a chunk's hidden activations.
@@ -38,33 +40,33 @@ def norm_backward(
     return _centred_norm_backward(grad.to(mean.dtype), x - _per_sample(mean), rstd, weight)
 
 
-def pool_mix_forward(
-    x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
-) -> tuple[Tensor, Statistics]:
+def pool_mix_forward(inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statistics]:
     """As `Kernels` says."""
+    x = inputs.x
     statistics = moments(x, eps)
     wide_x = x.to(wide(x.dtype))
     pooled = F.avg_pool2d(wide_x, 3, stride=1, padding=1, count_include_pad=False)
-    k = mixing(gain, drop, statistics.rstd)[:, :, None, None]
+    k = mixing(inputs, statistics.rstd)[:, :, None, None]
     return torch.lerp(wide_x, pooled, k).to(x.dtype), statistics
 
 
 def pool_mix_backward(
-    grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, inputs: PoolMixInputs, statistics: Statistics
+) -> PoolMixGradients:
     """As `Kernels` says."""
+    x, drop = inputs.x, inputs.drop
     mean, rstd = statistics
     grad, centred = grad.to(mean.dtype), x - _per_sample(mean)
-    k = mixing(gain, drop, rstd)
+    k = mixing(inputs, rstd)
     adjoint = torch.ops.aten.avg_pool2d_backward(
         grad, centred, [3, 3], [1, 1], [1, 1], False, False, None
     )
     k_grad = (adjoint - grad).mul_(centred).sum((2, 3))  # (B, C)
-    through_std = -(k_grad * k).sum(1) * rstd.square() / x[0].numel()
+    through_std = -(k_grad * k).sum(1) * rstd.square() / x.shape[1:].numel()
     x_grad = torch.lerp(grad, adjoint, k[:, :, None, None])
     x_grad.add_(centred.mul_(_per_sample(through_std)))
     per_sample = rstd if drop is None else rstd * drop
-    return x_grad, (k_grad * per_sample.view(-1, 1)).sum(0)
+    return gain_gradients(inputs, x_grad, (k_grad * per_sample.view(-1, 1)).sum(0))
 
 
 def norm_mlp_forward(
@@ -98,7 +100,9 @@ def norm_mlp_backward(
     centred = inputs.x - _per_sample(mean)
     normed = _normalize(centred, rstd, inputs.weight, inputs.bias)
     normed_grad = torch.empty_like(normed)
-    first, second = (inputs.w1.to(dtype), _to(inputs.b1, dtype)), inputs.scaled_w2.to(dtype)
+    balance = balanced(grad, inputs) if dtype == torch.float16 else None
+    second = (inputs.scaled_w2 if balance is None else balance.w2).to(dtype)
+    first = inputs.w1.to(dtype), _to(inputs.b1, dtype)
     normed_rows, grads, input_grads = tokens(normed), tokens(grad), tokens(normed_grad)
     drop = _per_token(inputs.drop, grad)
     totals: list[Tensor] = []
@@ -106,6 +110,7 @@ def norm_mlp_backward(
         a = normed_rows[chunk].to(dtype)
         h = hidden[chunk] if len(hidden) else _linear(a, *first)
         g = grads[chunk] if drop is None else grads[chunk] * drop[chunk]
+        g = g if balance is None else g * balance.factor
         g, *second_grads = _linear_backward(g.to(dtype), F.gelu(h), second)
         g, *first_grads = _linear_backward(torch.ops.aten.gelu_backward(g, h), a, first[0])
         input_grads[chunk] = g
@@ -113,8 +118,13 @@ def norm_mlp_backward(
         totals = [a.add_(b) for a, b in zip(totals, parts, strict=True)] if totals else parts
     del normed, normed_rows
     x_grad, *norm_grads = _centred_norm_backward(normed_grad, centred, rstd, inputs.weight)
+    firsts, seconds = [*norm_grads, *totals[:2]], totals[2:]
+    if balance is not None:
+        for total in (x_grad, *firsts):
+            total.div_(balance.unit)
+        seconds = [total / balance.factor.view(-1, *[1] * (total.ndim - 1)) for total in seconds]
     x_grad += grad
-    return MLPGradients(x_grad, *norm_grads, *totals)
+    return finished(inputs, MLPGradients(x_grad, *firsts, *seconds))
 
 
 def moments(x: Tensor, eps: float) -> Statistics:
@@ -125,7 +135,7 @@ def moments(x: Tensor, eps: float) -> Statistics:
     contiguous, which are then put together (Chan et al., "Algorithms for computing the sample
     variance", 1983).
     """
-    batch, size = len(x), x[0].numel()
+    batch, size = len(x), x.shape[1:].numel()
     count = x.shape[2]  # of pieces: one a row
     pieces = x.permute(0, 2, 3, 1).reshape(batch, count, -1)
     # With weights in float32 the statistics of a bfloat16 map come in float32 too.
@@ -139,16 +149,16 @@ def moments(x: Tensor, eps: float) -> Statistics:
     return Statistics(mean.to(dtype), (variance + eps).rsqrt().to(dtype))
 
 
-def mixing(gain: Tensor, drop: Tensor | None, rstd: Tensor) -> Tensor:
+def mixing(inputs: PoolMixInputs, rstd: Tensor) -> Tensor:
     """The factor k of ``x + k * (P(x) - x)``, (B, C)."""
-    per_sample = rstd if drop is None else rstd * drop
-    return per_sample.view(-1, 1) * gain
+    per_sample = rstd if inputs.drop is None else rstd * inputs.drop
+    return (per_sample.view(-1, 1) * inputs.gain).to(rstd.dtype)
 
 
 def split(rows: int, weight: Tensor, most_bytes: int) -> Iterator[slice]:
     """Cut tokens into chunks of equal sizes, or nearly so, by the bytes of their product."""
     most = max(1, most_bytes // (len(weight) * weight.element_size()))
-    size = math.ceil(rows / math.ceil(rows / most))
+    size = math.ceil(rows / max(1, math.ceil(rows / most)))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..maps import Statistics, tokens
-from ..norm_mlp import MLPGradients, MLPInputs
+from ..norm_mlp import MLPGradients, MLPInputs, finished
+from ..pool_mix import PoolMixGradients, PoolMixInputs, gain_gradients
 from . import library
 from .cpu import mixing, split
 from .products import add_outer, product
@@ -43,28 +44,28 @@ def norm_backward(
     return _norm_gradients(parts, None, x, statistics, weight, totals)
 
 
-def pool_mix_forward(
-    x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
-) -> tuple[Tensor, Statistics]:
+def pool_mix_forward(inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statistics]:
     """As `Kernels` says."""
+    x = inputs.x
     statistics, out = moments(x, eps), torch.empty_like(x)
-    _loop('pool_mix', x, mixing(gain, drop, statistics.rstd), out, *_sizes(x))
+    _loop('pool_mix', x, mixing(inputs, statistics.rstd), out, *_sizes(x))
     return out, statistics
 
 
 def pool_mix_backward(
-    grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, inputs: PoolMixInputs, statistics: Statistics
+) -> PoolMixGradients:
     """As `Kernels` says."""
+    x, drop = inputs.x, inputs.drop
     mean, rstd = statistics
-    k = mixing(gain, drop, rstd)
+    k = mixing(inputs, rstd)
     k_grad = torch.zeros_like(k, dtype=torch.float64)
     _loop('pool_mix_sums', grad, x, mean, k_grad, *_sizes(x))
-    slant = -(k_grad * k).sum(1) * rstd.double().square() / x[0].numel()
+    slant = -(k_grad * k).sum(1) * rstd.double().square() / x.shape[1:].numel()
     x_grad = torch.empty_like(x)
     _loop('pool_mix_gradient', grad, x, mean, k, slant.float(), x_grad, *_sizes(x))
     per_sample = rstd if drop is None else rstd * drop
-    return x_grad, (k_grad * per_sample.view(-1, 1)).sum(0).float()
+    return gain_gradients(inputs, x_grad, (k_grad * per_sample.view(-1, 1)).sum(0).float())
 
 
 def norm_mlp_forward(
@@ -119,13 +120,14 @@ def norm_mlp_backward(
     norm_grads = _norm_gradients(parts, grads, x, statistics, weight, norm_totals)
     w1_grad = w1_total.t().contiguous().view(inputs.w1.shape)
     w2_grad = w2_total.view(inputs.w2.shape)
-    return MLPGradients(*norm_grads, w1_grad, b1_total.float(), w2_grad, b2_total.float())
+    b1_grad, b2_grad = b1_total.float(), b2_total.float()
+    return finished(inputs, MLPGradients(*norm_grads, w1_grad, b1_grad, w2_grad, b2_grad))
 
 
 def moments(x: Tensor, eps: float) -> Statistics:
     """The statistics of each sample."""
     statistics = Statistics(x.new_empty(len(x)), x.new_empty(len(x)))
-    _loop('moments', x, len(x), x[0].numel(), eps, *statistics)
+    _loop('moments', x, len(x), x.shape[1:].numel(), eps, *statistics)
     return statistics
 
 
@@ -195,7 +197,7 @@ def _norm_gradients(
     """
     mean, rstd = statistics
     wide = rstd.double()
-    inner = (totals * weight).sum(2) / x[0].numel()  # (B, 2)
+    inner = (totals * weight).sum(2) / x.shape[1:].numel()  # (B, 2)
     shift, slant = (inner[:, 0] * wide).float(), (inner[:, 1] * wide**3).float()
     x_grad = torch.empty_like(x)
     rows, out = tokens(x), tokens(x_grad)

@@ -4,6 +4,10 @@ Maps are in channels-last order: pixels x channels for each sample, channels nex
 program takes some pixels of one sample and some channels of each, so that its loads are whole
 lines of memory and the sample's statistics are scalars to it. Sums over tiles go through a buffer
 with a place for each program, not through atomics: the same input gives the same bits.
+
+A launch costs microseconds, whatever it does. So small things are done by whoever needs them next:
+each program of a kernel puts the statistics of its sample together, and the first ones also sum up
+over samples. Launches are counted by `poolformer_dense.measure.launches`.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -17,6 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr
+
+# Triton compiles anew for arguments of 1 and for multiples of 16. That pays for numbers of channels
+# alone: images come in many sizes.
+SIZES = ('batch', 'height', 'width', 'pixels', 'pieces', 'rows', 'steps', 'strips')
+kernel = triton.jit(do_not_specialize=SIZES)
+# Pieces of a sample that have statistics of their own, at most.
+PIECES = 128
 
 
 class Tiling(NamedTuple):
@@ -52,6 +63,8 @@ class Tiling(NamedTuple):
 def tiling(batch: int, pixels: int, dim: int, elements: int = 4096, steps: int = 1) -> Tiling:
     """Cut a map into tiles of about so many elements."""
     channels = channel_block(dim)
+    if dim % 16:  # each element needs an address of its own, and registers for it
+        elements //= 4
     return Tiling((batch, pixels, dim), max(1, elements // channels), channels, steps)
 
 
@@ -107,6 +120,35 @@ def per_channel(pointer, channels, dim, missing, wide: constexpr):
 def per_sample(pointer, sample, wide: constexpr):
     """One number of a (B,) vector, or 1 where that is None."""
     return tl.full((), 1, wide) if pointer is None else tl.load(pointer + sample).to(wide)
+
+
+@triton.jit
+def per_sample_statistics(
+    moments, mean, rstd, sample, first, pieces, EPS: constexpr, PIECES: constexpr
+):
+    """Mean and 1 / std of a sample: put together from its pieces, or loaded where they are None.
+
+    ``first`` is true for some programs of each sample, which also keep them. Chan's formula (1979)
+    in float64: no large mean and no small variance loses digits.
+    """
+    wide = mean.dtype.element_ty
+    if moments is not None:
+        index = tl.arange(0, PIECES)
+        where, mask = moments + (sample * pieces + index) * 3, index < pieces
+        counts = tl.load(where, mask=mask, other=0)
+        means = tl.load(where + 1, mask=mask, other=0)
+        spreads = tl.load(where + 2, mask=mask, other=0)
+        count = tl.sum(counts)
+        middle = tl.sum(counts * means) / count
+        away = means - middle
+        spread = tl.sum(spreads + counts * away * away)
+        slope = 1 / tl.sqrt(spread / count + EPS)
+        tl.store(mean + sample, middle, mask=first)
+        tl.store(rstd + sample, slope, mask=first)
+    else:
+        middle = tl.load(mean + sample)
+        slope = tl.load(rstd + sample)
+    return middle.to(wide), slope.to(wide)
 
 
 @triton.jit

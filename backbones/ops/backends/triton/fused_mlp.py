@@ -17,7 +17,19 @@ from triton.language import constexpr
 
 from ...maps import Statistics
 from ...norm_mlp import MLPInputs
-from .common import Tiling, launch, normal_cdf, per_channel, per_sample, place, tile
+from .common import (
+    Tiling,
+    kernel,
+    launch,
+    normal_cdf,
+    per_channel,
+    per_sample,
+    per_sample_statistics,
+    place,
+    tile,
+)
+from .mlp_weights import Weights
+from .norm import Pieces
 
 # Channels whose sums fit into registers.
 MOST_CHANNELS = 128
@@ -29,51 +41,61 @@ def fits(dim: int, dtype: torch.dtype) -> bool:
 
 
 def add_mlp_branch(
-    inputs: MLPInputs, statistics: Statistics, out: Tensor, hidden: Tensor | None
+    inputs: MLPInputs,
+    weights: Weights,
+    found: Pieces,
+    statistics: Statistics,
+    out: Tensor,
+    hidden: Tensor | None,
 ) -> None:
-    """Write the operator's map to ``out`` and the tokens before GELU, (T, E), to ``hidden``.
+    """Write the operator's map to ``out``, the tokens before b1 is added, (T, E), to ``hidden``.
 
-    The weights are matrices in the dtype of the products: w1 (E, C), w2 (C, E).
+    The statistics are put together from what was found of x, and written.
     """
-    x, *weights = inputs
+    x, weight, bias, _, b1, _, b2, scale, drop = inputs
     batch, dim, height, width = x.shape
     channels = max(16, triton.next_power_of_2(dim))
     # A warp group's matrix unit takes 64 rows. What fits into registers without spills, by ptxas.
     groups = 1 if channels <= 64 else 2
     cut = Tiling((batch, height * width, dim), 64 * groups, channels, STEPS=1)
     launch(
-        _branch, cut.programs, x, *statistics, *weights, out, hidden, height * width, dim,
-        len(inputs.w1), **cut.constants, HIDDEN=32, num_warps=4 * groups, num_stages=2,
+        _branch, cut.programs, x, found.moments, *statistics, weight, bias, weights.w1, b1,
+        weights.w2, b2, scale, drop, out, hidden, height * width, dim, len(weights.w1),
+        found.pieces, EPS=found.EPS, PIECES=found.PIECES, **cut.constants, HIDDEN=32,
+        num_warps=4 * groups, num_stages=2,
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def _branch(
-    x, mean, rstd, weight, bias, w1, b1, w2, b2, scale, drop, out, hidden, pixels, dim, width,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr, HIDDEN: constexpr,
+    x, moments, mean, rstd, weight, bias, w1, b1, w2, b2, scale, drop, out, hidden, pixels, dim,
+    units, pieces, EPS: constexpr, PIECES: constexpr, PIXELS: constexpr, CHANNELS: constexpr,
+    STEPS: constexpr, HIDDEN: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     narrow = w1.dtype.element_ty
-    sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    middle, slope = per_sample_statistics(
+        moments, mean, rstd, sample, strip == 0, pieces, EPS, PIECES
+    )
     where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
-    gain = per_sample(rstd, sample, wide) * per_channel(weight, channels, dim, 1, wide)
+    gain = slope * per_channel(weight, channels, dim, 1, wide)
     shift = per_channel(bias, channels, dim, 0, wide)
-    centred = tl.load(x + where, mask=mask, other=0).to(wide) - per_sample(mean, sample, wide)
+    centred = tl.load(x + where, mask=mask, other=0).to(wide) - middle
     # Channels that don't exist have weight and shift 0.
     normed = (centred * gain[None, :] + shift[None, :]).to(narrow)
     total = tl.zeros((PIXELS, CHANNELS), wide)
-    for start in range(0, width, HIDDEN):
-        units = start + tl.arange(0, HIDDEN)
-        inside = (channels[:, None] < dim) & (units[None, :] < width)
-        matrix = tl.load(w1 + units[None, :] * dim + channels[:, None], mask=inside, other=0)
-        h = tl.dot(normed, matrix, out_dtype=wide) + per_channel(b1, units, width, 0, wide)[None, :]
-        h = h.to(narrow)
+    for start in range(0, units, HIDDEN):
+        unit = start + tl.arange(0, HIDDEN)
+        inside = (channels[:, None] < dim) & (unit[None, :] < units)
+        matrix = tl.load(w1 + unit[None, :] * dim + channels[:, None], mask=inside, other=0)
+        h = tl.dot(normed, matrix, out_dtype=wide).to(narrow)
         if hidden is not None:
-            to, exists = tile(sample, first, units, pixels, width, PIXELS)
+            to, exists = tile(sample, first, unit, pixels, units, PIXELS)
             tl.store(hidden + to, h, mask=exists)
-        h = h.to(wide)
-        inside = (units[:, None] < width) & (channels[None, :] < dim)
-        matrix = tl.load(w2 + channels[None, :] * width + units[:, None], mask=inside, other=0)
+        h = h.to(wide) + per_channel(b1, unit, units, 0, wide)[None, :]
+        inside = (unit[:, None] < units) & (channels[None, :] < dim)
+        matrix = tl.load(w2 + channels[None, :] * units + unit[:, None], mask=inside, other=0)
         total = tl.dot((h * normal_cdf(h)).to(narrow), matrix, total, out_dtype=wide)
     total += per_channel(b2, channels, dim, 0, wide)[None, :]
     factor = per_channel(scale, channels, dim, 1, wide) * per_sample(drop, sample, wide)

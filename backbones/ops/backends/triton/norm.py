@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -11,20 +13,37 @@ from torch import Tensor
 from triton.language import constexpr
 
 from ...maps import Statistics, empty_map, wide
-from .common import launch, per_channel, per_sample, place, tile, tiling
+from .common import (
+    PIECES,
+    kernel,
+    launch,
+    per_channel,
+    per_sample,
+    per_sample_statistics,
+    place,
+    tile,
+    tiling,
+)
 
 # Elements that a program holds in registers while it computes their mean, then their spread.
 MOMENTS = 8192
-# Means that are merged at a time.
-SPLITS = 256
+
+
+class Pieces(NamedTuple):
+    """Count, mean and sum of squared deviations of each piece of a sample, (B, pieces, 3)."""
+
+    moments: Tensor | None
+    pieces: int
+    EPS: float
+    PIECES: int = PIECES
 
 
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Statistics]:
     """As `Kernels` says."""
-    statistics = moments(x, eps)
-    return normalize(x, statistics, weight, bias, x.dtype), statistics
+    statistics = empty_statistics(x)
+    return normalize(x, statistics, weight, bias, x.dtype, moments(x, eps)), statistics
 
 
 def norm_backward(
@@ -33,121 +52,128 @@ def norm_backward(
     statistics: Statistics,
     weight: Tensor,
     residual: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `Kernels` says; ``residual`` (B, C, H, W) is added to the gradient of x."""
+    """As `Kernels` says.
+
+    ``residual`` (B, C, H, W) is added to the gradient of x. All gradients are divided by ``unit``.
+    """
     batch, dim, height, width = x.shape
     mean, out, pixels = statistics.mean, empty_map(x), height * width
     cut = tiling(batch, pixels, dim, elements=2048, steps=8)
     partial = cut.partials(mean, kinds=2)
-    arguments = (grad, x, *statistics, pixels, dim)
-    launch(_gradient_sums, cut.programs, *arguments, partial, partial[0].numel(), **cut.constants)
+    arguments = (grad, x, *statistics)
+    launch(_gradient_sums, cut.programs, *arguments, partial, batch, pixels, dim, **cut.constants)
     sums = partial.sum(2)  # (2, B, C): of grad, and of grad times the normalised x
-    means = torch.mv(sums.flatten(0, 1), weight.to(mean.dtype)) / (dim * pixels)  # (2 * B,)
+    weight_grad, bias_grad = (weight.new_empty(dim) for _ in range(2))
     cut = tiling(batch, pixels, dim)
     launch(
-        _input_gradient, cut.programs, *arguments, weight, means, residual, out, batch,
-        **cut.constants,
+        _input_gradient, cut.programs, *arguments, weight, sums, residual, unit, out, weight_grad,
+        bias_grad, batch, pixels, dim, DIM=triton.next_power_of_2(dim), **cut.constants,
     )  # fmt: skip
-    return out, sums[1].sum(0), sums[0].sum(0)
+    return out, weight_grad, bias_grad
 
 
-def moments(x: Tensor, eps: float) -> Statistics:
-    """The statistics of each sample.
+def moments(x: Tensor, eps: float) -> Pieces:
+    """The moments of pieces of each sample, which the next kernel puts together.
 
-    Each program takes the mean of its elements first and their spread about it next; Chan's
-    formula (1979) merges them in float64. No large mean and no small variance loses digits.
+    Each program takes the mean of some elements first and their spread about it next.
     """
-    batch, numel = x.shape[0], x[0].numel()
-    splits = triton.cdiv(numel, MOMENTS)
-    partial = x.new_empty((batch, splits, 2), dtype=torch.float64)
-    mean, rstd = (x.new_empty(batch, dtype=wide(x.dtype)) for _ in range(2))
-    launch(_moments, batch * splits, x, partial, mean, numel, splits, MOMENTS=MOMENTS)
+    batch, dim, height, width = x.shape
+    splits = triton.cdiv(dim * height * width, MOMENTS)
+    pieces = min(PIECES, splits)
+    found = x.new_empty((batch, pieces, 3), dtype=torch.float64)
     launch(
-        _merge, batch, partial, mean, rstd, numel, splits, EPS=eps, MOMENTS=MOMENTS, SPLITS=SPLITS
-    )
-    return Statistics(mean, rstd)
+        _moments, batch * pieces, x, found, height * width, dim, pieces,
+        triton.cdiv(splits, pieces), MOMENTS=MOMENTS,
+    )  # fmt: skip
+    return Pieces(found, pieces, eps)
+
+
+def empty_statistics(x: Tensor) -> Statistics:
+    """Statistics that the next kernel writes."""
+    return Statistics(*(x.new_empty(len(x), dtype=wide(x.dtype)) for _ in range(2)))
 
 
 def normalize(
-    x: Tensor, statistics: Statistics, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    statistics: Statistics,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    found: Pieces | None = None,
 ) -> Tensor:
-    """The normalised map in another dtype; the mean is subtracted before rounding to it."""
+    """The normalised map in another dtype; the mean is subtracted before rounding to it.
+
+    Args:
+        x: (B, C, H, W).
+        statistics: Of x; written where the moments are given.
+        weight: (C,).
+        bias: (C,) or None.
+        dtype: Of the result.
+        found: The moments of x, if the statistics aren't known yet.
+    """
     batch, dim, height, width = x.shape
-    out, cut = empty_map(x, dtype), tiling(batch, height * width, dim)
+    out, cut = empty_map(x, dtype), tiling(batch, height * width, dim, steps=4)
+    found = found or Pieces(None, 0, 0.0)
     launch(
-        _normalize, cut.programs, x, *statistics, weight, bias, out, height * width, dim,
-        **cut.constants,
+        _normalize, cut.programs, x, found.moments, *statistics, weight, bias, out, height * width,
+        dim, found.pieces, EPS=found.EPS, PIECES=found.PIECES, **cut.constants,
     )  # fmt: skip
     return out
 
 
-@triton.jit
-def _moments(x, partial, mean, numel, splits, MOMENTS: constexpr):
-    wide = mean.dtype.element_ty
+@kernel
+def _moments(x, moments, pixels, dim, pieces, steps, MOMENTS: constexpr):
     program = tl.program_id(0)
-    start = (program % splits).to(tl.int64) * MOMENTS
-    count = tl.minimum(numel - start, MOMENTS).to(tl.int32)
+    numel = pixels.to(tl.int64) * dim
+    x += (program // pieces).to(tl.int64) * numel
     index = tl.arange(0, MOMENTS)
-    values = tl.load(
-        x + (program // splits).to(tl.int64) * numel + start + index, mask=index < count, other=0
-    ).to(wide)
-    middle = tl.sum(values) / count
-    away = tl.where(index < count, values - middle, 0)
-    # The mean was rounded: what it misses by belongs neither to the mean nor to the spread.
-    missed = tl.sum(away) / count
-    tl.store(partial + program * 2, middle.to(tl.float64) + missed.to(tl.float64))
-    tl.store(partial + program * 2 + 1, tl.sum(away * away) - missed * missed * count)
+    wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    total = tl.zeros((), tl.float64)
+    mean = tl.zeros((), tl.float64)
+    spread = tl.zeros((), tl.float64)
+    for step in range(steps):
+        start = (program % pieces * steps + step).to(tl.int64) * MOMENTS
+        count = tl.maximum(tl.minimum(numel - start, MOMENTS), 0).to(tl.int32)
+        some = tl.maximum(count, 1)
+        values = tl.load(x + start + index, mask=index < count, other=0).to(wide)
+        middle = tl.sum(values) / some
+        away = tl.where(index < count, values - middle, 0)
+        # The mean was rounded: what it misses by belongs neither to the mean nor to the spread.
+        missed = tl.sum(away) / some
+        further = middle.to(tl.float64) + missed.to(tl.float64) - mean
+        share = count.to(tl.float64) / tl.maximum(total + count, 1)
+        spread += (tl.sum(away * away) - missed * missed * count).to(tl.float64)
+        spread += further * further * total * share
+        mean += further * share
+        total += count
+    tl.store(moments + program * 3, total)
+    tl.store(moments + program * 3 + 1, mean)
+    tl.store(moments + program * 3 + 2, spread)
 
 
-@triton.jit
-def _merge(
-    partial, mean, rstd, numel, splits, EPS: constexpr, MOMENTS: constexpr, SPLITS: constexpr
-):
-    sample = tl.program_id(0)
-    partial += sample * splits * 2
-    counts = tl.zeros((SPLITS,), tl.float64)
-    totals = tl.zeros((SPLITS,), tl.float64)
-    for first in range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        count = _count(split, numel, MOMENTS)
-        counts += count
-        totals += count * tl.load(partial + split * 2, mask=split < splits, other=0)
-    count = tl.sum(counts)
-    middle = tl.sum(totals) / count
-    spread = tl.zeros((SPLITS,), tl.float64)
-    for first in range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        mask = split < splits
-        away = tl.load(partial + split * 2, mask=mask, other=0) - middle
-        spread += _count(split, numel, MOMENTS) * away * away
-        spread += tl.load(partial + split * 2 + 1, mask=mask, other=0)
-    tl.store(mean + sample, middle)
-    tl.store(rstd + sample, 1 / tl.sqrt(tl.sum(spread) / count + EPS))
-
-
-@triton.jit
-def _count(split, numel, MOMENTS: constexpr):
-    left = numel - split.to(tl.int64) * MOMENTS
-    return tl.maximum(tl.minimum(left, MOMENTS), 0).to(tl.float64)
-
-
-@triton.jit
+@kernel
 def _normalize(
-    x, mean, rstd, weight, bias, out, pixels, dim,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    x, moments, mean, rstd, weight, bias, out, pixels, dim, pieces, EPS: constexpr,
+    PIECES: constexpr, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
-    sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
-    gain = per_sample(rstd, sample, wide) * per_channel(weight, channels, dim, 1, wide)
+    sample, strip, start, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    middle, slope = per_sample_statistics(
+        moments, mean, rstd, sample, strip == 0, pieces, EPS, PIECES
+    )
+    gain = slope * per_channel(weight, channels, dim, 1, wide)
     shift = per_channel(bias, channels, dim, 0, wide)
-    where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
-    centred = tl.load(x + where, mask=mask, other=0).to(wide) - per_sample(mean, sample, wide)
-    tl.store(out + where, centred * gain[None, :] + shift[None, :], mask=mask)
+    for step in range(STEPS):
+        where, mask = tile(sample, start + step * PIXELS, channels, pixels, dim, PIXELS)
+        centred = tl.load(x + where, mask=mask, other=0).to(wide) - middle
+        tl.store(out + where, centred * gain[None, :] + shift[None, :], mask=mask)
 
 
-@triton.jit
+@kernel
 def _gradient_sums(
-    grad, x, mean, rstd, pixels, dim, partial, size,
+    grad, x, mean, rstd, partial, batch, pixels, dim,
     PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
@@ -161,27 +187,45 @@ def _gradient_sums(
         plain += g
         # Where the mask is off g is 0.
         product += g * (tl.load(x + where, mask=mask, other=0).to(wide) - middle)
-    partial += (sample * tl.cdiv(pixels, PIXELS * STEPS) + strip) * dim + channels
+    strips = tl.cdiv(pixels, PIXELS * STEPS)
+    partial += (sample * strips + strip) * dim + channels
     mask = channels < dim
     tl.store(partial, tl.sum(plain, axis=0), mask=mask)
-    tl.store(partial + size, tl.sum(product, axis=0) * per_sample(rstd, sample, wide), mask=mask)
+    slope = per_sample(rstd, sample, wide)
+    tl.store(partial + batch * strips * dim, tl.sum(product, axis=0) * slope, mask=mask)
 
 
-@triton.jit
+@kernel
 def _input_gradient(
-    grad, x, mean, rstd, pixels, dim, weight, means, residual, out, batch,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    grad, x, mean, rstd, weight, sums, residual, unit, out, weight_grad, bias_grad, batch, pixels,
+    dim, DIM: constexpr, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
-    sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
+    sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     slope = per_sample(rstd, sample, wide)
+    share = 1 / per_sample(unit, 0, wide)
+    # What the statistics pass on: means over the sample.
+    all_channels, others = tl.arange(0, DIM), sums + batch * dim
+    weights = per_channel(weight, all_channels, dim, 1, wide)
+    numel = dim * pixels.to(wide)
+    plain = tl.sum(per_channel(sums + sample * dim, all_channels, dim, 0, wide) * weights) / numel
+    slant = tl.sum(per_channel(others + sample * dim, all_channels, dim, 0, wide) * weights) / numel
     where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
     normed = tl.load(x + where, mask=mask, other=0).to(wide) - per_sample(mean, sample, wide)
     normed *= slope
     inner = tl.load(grad + where, mask=mask, other=0).to(wide)
     inner *= per_channel(weight, channels, dim, 1, wide)[None, :]
-    inner -= tl.load(means + sample) + normed * tl.load(means + batch + sample)
-    inner *= slope
+    inner = (inner - (plain + normed * slant)) * (slope * share)
     if residual is not None:
         inner += tl.load(residual + where, mask=mask, other=0).to(wide)
     tl.store(out + where, inner, mask=mask)
+    # The first programs sum over the batch.
+    chosen = (sample == 0) & (strip == 0)
+    weight_total = tl.zeros((CHANNELS,), wide)
+    bias_total = tl.zeros((CHANNELS,), wide)
+    for other in range(tl.where(chosen, batch, 0)):
+        weight_total += per_channel(others + other * dim, channels, dim, 0, wide)
+        bias_total += per_channel(sums + other * dim, channels, dim, 0, wide)
+    mask = (channels < dim) & chosen
+    tl.store(weight_grad + channels, weight_total * share, mask=mask)
+    tl.store(bias_grad + channels, bias_total * share, mask=mask)

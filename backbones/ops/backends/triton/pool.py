@@ -16,53 +16,63 @@ from torch import Tensor
 from triton.language import constexpr
 
 from ...maps import Statistics, empty_map
-from .common import channel_block, launch, per_channel, per_sample
-from .norm import moments
+from ...pool_mix import PoolMixGradients, PoolMixInputs
+from .common import (
+    channel_block,
+    kernel,
+    launch,
+    per_channel,
+    per_sample,
+    per_sample_statistics,
+)
+from .norm import empty_statistics, moments
 
 # Elements of a program in each row, and programs that fill a large GPU.
 ROW = 1024
 PROGRAMS = 1024
 
 
-def pool_mix_forward(
-    x: Tensor, gain: Tensor, drop: Tensor | None, eps: float
-) -> tuple[Tensor, Statistics]:
+def pool_mix_forward(inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statistics]:
     """As `Kernels` says. P sees x minus its mean, so a large mean costs no digits."""
-    statistics = moments(x, eps)
-    out = empty_map(x)
-    programs, _, constants = _strips(x)
-    launch(_mix, programs, x, gain, drop, *statistics, out, *x.shape[1:], **constants)
+    x, weight, _, scale, drop = inputs
+    statistics, out, found = empty_statistics(x), empty_map(x), moments(x, eps)
+    programs, _, rows, constants = _strips(x)
+    launch(
+        _mix, programs, x, weight, scale, drop, found.moments, *statistics, out, *x.shape[1:], rows,
+        found.pieces, EPS=eps, PIECES=found.PIECES, **constants, maxnreg=96,
+    )  # fmt: skip
     return out, statistics
 
 
 def pool_mix_backward(
-    grad: Tensor, x: Tensor, gain: Tensor, drop: Tensor | None, statistics: Statistics
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, inputs: PoolMixInputs, statistics: Statistics
+) -> PoolMixGradients:
     """As `Kernels` says.
 
     The first pass reduces the gradient of k, the second computes the adjoint again.
     """
+    x, weight, bias, scale, drop = inputs
     batch, dim, *_ = x.shape
-    mean, rstd = statistics
-    out = empty_map(x)
-    programs, strips, constants = _strips(x)
-    partial = mean.new_empty((batch, strips, dim))
-    launch(_mixing_gradient, programs, grad, x, mean, partial, *x.shape[1:], **constants)
-    per_map = rstd if drop is None else rstd * drop
-    gain_grads = partial.sum(1) * per_map[:, None]  # (B, C)
-    through_std = torch.mv(gain_grads, gain) * rstd.square() / -x[0].numel()
+    out, (programs, strips, rows, constants) = empty_map(x), _strips(x)
+    partial = statistics.mean.new_empty((batch, strips, dim))
     launch(
-        _input_gradient, programs, grad, x, gain, drop, mean, rstd, through_std, out, *x.shape[1:],
+        _mixing_gradient, programs, grad, x, statistics.mean, partial, *x.shape[1:], rows,
         **constants,
     )  # fmt: skip
-    return out, gain_grads.sum(0)
+    # In the order and the dtypes of the arguments.
+    grads = [None if t is None else torch.empty_like(t) for t in (weight, bias, scale)]
+    launch(
+        _input_gradient, programs, grad, x, weight, scale, drop, *statistics, partial.sum(1), out,
+        *grads, batch, *x.shape[1:], rows, DIM=triton.next_power_of_2(dim), **constants,
+    )  # fmt: skip
+    return PoolMixGradients(out, *grads)
 
 
-def _strips(x: Tensor) -> tuple[int, int, dict[str, int]]:
-    """Programs in all and of each channel and sample, and their compile-time arguments."""
+def _strips(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Programs in all and of each channel and sample, rows of each, and compile-time arguments."""
     batch, dim, height, width = x.shape
     channels, rows = channel_block(dim), 16
-    columns = max(1, min(ROW // channels, triton.next_power_of_2(width)))
+    columns = max(1, ROW // channels)
 
     def strips() -> int:
         return int(triton.cdiv(height, rows) * triton.cdiv(width, columns))
@@ -70,21 +80,21 @@ def _strips(x: Tensor) -> tuple[int, int, dict[str, int]]:
     others = batch * triton.cdiv(dim, channels)
     while rows > 4 and others * strips() < PROGRAMS:
         rows //= 2
-    return others * strips(), strips(), dict(ROWS=rows, COLUMNS=columns, CHANNELS=channels)
+    return others * strips(), strips(), rows, dict(COLUMNS=columns, CHANNELS=channels)
 
 
 @triton.jit
-def _place(dim, height, width, ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr):
+def _place(dim, height, width, rows, COLUMNS: constexpr, CHANNELS: constexpr):
     """This program's sample, strip, first row, columns (COLUMNS, 1) and channels (1, CHANNELS)."""
     blocks = tl.cdiv(dim, CHANNELS)
     across = tl.cdiv(width, COLUMNS)
-    strips = tl.cdiv(height, ROWS) * across
+    strips = tl.cdiv(height, rows) * across
     program = tl.program_id(0)
     channels = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     strip = program // blocks % strips
     columns = strip % across * COLUMNS + tl.arange(0, COLUMNS)
     sample = program // blocks // strips
-    return sample, strip, strip // across * ROWS, columns[:, None], channels[None, :]
+    return sample, strip, strip // across * rows, columns[:, None], channels[None, :]
 
 
 @triton.jit
@@ -126,20 +136,22 @@ def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide:
     return here, (total + here * _share(columns, width, wide)) * _share(row, height, wide)
 
 
-@triton.jit
+@kernel
 def _mix(
-    x, gain, drop, mean, rstd, out, dim, height, width,
-    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+    x, weight, scale, drop, moments, mean, rstd, out, dim, height, width, rows, pieces,
+    EPS: constexpr, PIECES: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
-    sample, _, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
-    middle = per_sample(mean, sample, wide)
-    k = per_channel(gain, channels, dim, 1, wide)
-    k *= per_sample(rstd, sample, wide) * per_sample(drop, sample, wide)
+    sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
+    middle, slope = per_sample_statistics(
+        moments, mean, rstd, sample, strip == 0, pieces, EPS, PIECES
+    )
+    k = per_channel(weight, channels, dim, 1, wide) * per_channel(scale, channels, dim, 1, wide)
+    k *= slope * per_sample(drop, sample, wide)
     across = _share(columns, width, wide)
     _, above = _row_sum(x, middle, sample, first - 1, columns, channels, dim, height, width)
     here, level = _row_sum(x, middle, sample, first, columns, channels, dim, height, width)
-    for step in range(ROWS):
+    for step in range(rows):
         row = first + step
         following, below = _row_sum(
             x, middle, sample, row + 1, columns, channels, dim, height, width
@@ -150,18 +162,17 @@ def _mix(
         above, level, here = level, below, following
 
 
-@triton.jit
+@kernel
 def _mixing_gradient(
-    grad, x, mean, partial, dim, height, width,
-    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
-):  # fmt: skip
+    grad, x, mean, partial, dim, height, width, rows, COLUMNS: constexpr, CHANNELS: constexpr
+):
     wide = mean.dtype.element_ty
-    sample, strip, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
+    sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
     middle = per_sample(mean, sample, wide)
     total = tl.zeros((COLUMNS, CHANNELS), wide)
     _, above = _adjoint_row(grad, sample, first - 1, columns, channels, dim, height, width, wide)
     here, level = _adjoint_row(grad, sample, first, columns, channels, dim, height, width, wide)
-    for step in range(ROWS):
+    for step in range(rows):
         row = first + step
         following, below = _adjoint_row(
             grad, sample, row + 1, columns, channels, dim, height, width, wide
@@ -170,25 +181,34 @@ def _mixing_gradient(
         centred = tl.load(x + where, mask=mask, other=0).to(wide) - middle
         total += tl.where(mask, (above + level + below - here) * centred, 0)
         above, level, here = level, below, following
-    strips = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    strips = tl.cdiv(height, rows) * tl.cdiv(width, COLUMNS)
     where = (sample * strips + strip) * dim + channels
     tl.store(partial + where, tl.sum(total, axis=0, keep_dims=True), mask=channels < dim)
 
 
-@triton.jit
+@kernel
 def _input_gradient(
-    grad, x, gain, drop, mean, rstd, through_std, out, dim, height, width,
-    ROWS: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+    grad, x, weight, scale, drop, mean, rstd, k_grads, out, weight_grad, bias_grad, scale_grad,
+    batch, dim, height, width, rows, DIM: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
-    sample, _, first, columns, channels = _place(dim, height, width, ROWS, COLUMNS, CHANNELS)
+    sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
     middle = per_sample(mean, sample, wide)
-    spread = per_sample(through_std, sample, wide)
-    k = per_channel(gain, channels, dim, 1, wide)
-    k *= per_sample(rstd, sample, wide) * per_sample(drop, sample, wide)
+    slope = per_sample(rstd, sample, wide)
+    factor = slope * per_sample(drop, sample, wide)
+    # What the standard deviation passes on.
+    everywhere = tl.arange(0, DIM)
+    through = per_channel(weight, everywhere, dim, 1, wide)
+    through *= per_channel(scale, everywhere, dim, 1, wide)
+    through *= per_channel(k_grads + sample * dim, everywhere, dim, 0, wide)
+    numel = height.to(wide) * width * dim
+    spread = -tl.sum(through) * factor * slope * slope / numel
+    gain = per_channel(weight, channels, dim, 1, wide)
+    scales = per_channel(scale, channels, dim, 1, wide)
+    k = gain * scales * factor
     _, above = _adjoint_row(grad, sample, first - 1, columns, channels, dim, height, width, wide)
     here, level = _adjoint_row(grad, sample, first, columns, channels, dim, height, width, wide)
-    for step in range(ROWS):
+    for step in range(rows):
         row = first + step
         following, below = _adjoint_row(
             grad, sample, row + 1, columns, channels, dim, height, width, wide
@@ -198,3 +218,17 @@ def _input_gradient(
         adjoint = above + level + below - here
         tl.store(out + where, here + k * adjoint + spread * centred, mask=mask)
         above, level, here = level, below, following
+    # The first programs sum over the batch.
+    chosen = (sample == 0) & (strip == 0)
+    total = tl.zeros((1, CHANNELS), wide)
+    for other in range(tl.where(chosen, batch, 0)):
+        share = per_sample(rstd, other, wide) * per_sample(drop, other, wide)
+        total += share * per_channel(k_grads + other * dim, channels, dim, 0, wide)
+    mask = (channels < dim) & chosen
+    tl.store(weight_grad + channels, total * scales, mask=mask)
+    if bias_grad is not None:
+        # Zeros rather than None: DDP waits for each parameter's gradient, and AdamW decays only
+        # those that have one.
+        tl.store(bias_grad + channels, tl.zeros((1, CHANNELS), wide), mask=mask)
+    if scale_grad is not None:
+        tl.store(scale_grad + channels, total * gain, mask=mask)
