@@ -40,6 +40,7 @@ from .display import LiveLineHook
 from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_factors
 from .launch import join_processes
+from .learning_rates import idle_keys
 from .loading import LoadingRunner
 from .loops import EVALUATING, EXACT
 from .mixed_precision import for_this_device, keep_edges_in_float32
@@ -197,6 +198,8 @@ class DenseRunner(LoadingRunner):
         """Build the optimizer's wrapper, of whatever class, with the numerical guard in it."""
         if fault := mixed_precision_fault(optim_wrapper):
             raise UserError(fault)
+        for line in idle_keys(optim_wrapper, dict(bare_model(self).named_parameters())):
+            self.logger.warning(line)
         guard = next((hook for hook in self.hooks if isinstance(hook, NumericalGuardHook)), None)
         if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
             kind = optim_wrapper.get('type', 'OptimWrapper')
