@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add_config(parser)
-    add('checkpoint', help='checkpoint file or URL')
+    add('checkpoint', help='checkpoint file or URL, or what tools/export.py wrote')
     add('inputs', nargs='+', metavar='input', help='image, video, folder or "pattern*.jpg"')
     add('--out', type=Path, help='folder of the results (work_dirs/CONFIG/predictions)')
     add(

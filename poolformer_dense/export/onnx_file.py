@@ -54,7 +54,10 @@ def write_onnx(
 
     def run(images: Array) -> dict[str, Array]:
         found = dict(zip(outputs, written.run(outputs, dict(image=images)), strict=True))
-        return found | dict(zip(raw, whole.run(raw, dict(image=images)), strict=True))
+        # Asked for no output, it would return them all.
+        return found | dict(
+            zip(raw, whole.run(raw, dict(image=images)) if raw else [], strict=True)
+        )
 
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ..errors import UserError
-from ..files import replacing
-from ..runtimes.outputs import Array
-from ..runtimes.runtime import Run
+from ..predict.results import write_whole
+from ..runtimes.program_archive import stripped
+from ..runtimes.runtime import Run, open_program
 from .base import Graph
 
 # The shortest side of an image in a dynamic export: what the deepest stage has one pixel for.
@@ -89,32 +89,17 @@ def _one_is_a_size() -> Iterator[None]:
 def write_program(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> Run:
     """Write a ``.pt2`` file whole or not at all; return a function that runs it.
 
+    It holds neither a pickle nor places in source files.
+
     Args:
         program: From `trace`.
         path: The file.
         metadata: Becomes its ``metadata.json``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
-    module, _ = load_program(path)
-
-    def run(images: Array) -> dict[str, Array]:
-        with torch.no_grad():
-            return {k: v.numpy() for k, v in module(torch.from_numpy(images)).items()}
-
-    return run
-
-
-def load_program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return what a ``.pt2`` file holds: a module that maps an image to named tensors, metadata."""
-    extra = {'metadata.json': ''}
-    program = torch.export.load(path, extra_files=extra)
-    # A guard that newer versions of torch check refuses images whose last level has one pixel,
-    # only because of memory layouts: the graph holds for them, as the comparison shows.
-    known = inspect.signature(program.module).parameters
-    module = program.module(**({'check_guards': False} if 'check_guards' in known else {}))
-    return module, json.loads(extra['metadata.json'])
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={'metadata.json': json.dumps(metadata)})
+    write_whole(path, stripped(archive.getvalue()))
+    return open_program(path).run
 
 
 def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:

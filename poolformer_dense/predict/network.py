@@ -90,7 +90,8 @@ class TorchNetwork:
 
     def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
         """As `Network` says."""
-        device = next(self.model.parameters()).device.type
+        # An exported file has none.
+        device = next((each.device.type for each in self.model.parameters()), 'cpu')
         cast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
         with torch.no_grad(), cast:
             samples = self.model.test_step(pseudo_collate([each.data for each in batch]))

@@ -25,6 +25,8 @@ from ..data.decoding import Decoder
 from ..errors import UserError
 from ..runner.compiling import compile_parts
 from ..runner.mixed_precision import keep_edges_in_float32
+from ..runtimes.exported import ExportedModel, check_task
+from ..runtimes.runtime import is_exported
 from .drawing import Artist
 from .media import Frame, Image, OnUnreadable, Source, find_media, read_sources
 from .network import Instances, Network, Prepared, Raw, TorchNetwork, steps_in_memory
@@ -206,7 +208,7 @@ def load_predictor(
 
     Args:
         cfg: The config, as `config.load.load_config` returns it; it is not changed.
-        checkpoint: A file, URL or name, read by `backbones.checkpoints`.
+        checkpoint: A file, URL or name, read by `backbones.checkpoints`; or an exported file.
         device: As torch names it; a GPU if there is one.
         fuse: Fold the backbone's norms and layer scales into its weights.
         unsafe_load: Run the code that the checkpoint holds.
@@ -219,6 +221,8 @@ def load_predictor(
             backbone can't be folded.
         CheckpointError: The checkpoint can't be read or does not fit.
     """
+    if is_exported(checkpoint):
+        return _load_exported(cfg, checkpoint, device, fuse or compiled, unsafe_load, dtype)
     device = check_device(device)
     if dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r}: it is one of {", ".join(DTYPES)}')
@@ -227,8 +231,7 @@ def load_predictor(
     if compiled and (fault := compiler_fault(device)):
         raise UserError(fault)
     cfg = copy.deepcopy(cfg)
-    if cfg.default_scope not in ('mmdet', 'mmseg'):
-        raise UserError(f'default_scope={cfg.default_scope!r}: inference is for mmdet and mmseg')
+    _check_scope(cfg)
     saved = read_checkpoint(checkpoint, 'cpu', unsafe_load)
     steps, decoder = steps_in_memory(cfg.test_dataloader.dataset.pipeline)
     with MODELS.switch_scope_and_registry(cfg.default_scope):
@@ -243,7 +246,8 @@ def load_predictor(
         keep_edges_in_float32(model)
     if compiled:
         compile_parts(model)
-    classes, palette = _classes(cfg, dataset.metainfo, saved)
+    classes = _classes(cfg, dataset.metainfo, saved)
+    palette = _palette(len(classes), dataset.metainfo, saved)
     network = TorchNetwork(model, pipeline, getattr(torch, dtype))
     return Predictor(
         network,
@@ -254,6 +258,34 @@ def load_predictor(
         cfg,
         _augmented(network, cfg),
     )
+
+
+def _load_exported(
+    cfg: Config, file: str, device: str | None, changed: bool, unsafe_load: bool, dtype: str
+) -> Predictor:
+    """`load_predictor` of an exported file; it brings its classes with it."""
+    if changed or dtype != 'float32' or (device or 'cpu') != 'cpu':
+        raise UserError(
+            f'{file} is an exported file: it is run as it is, on the CPU; give fuse and dtype to '
+            'tools/export.py'
+        )
+    cfg = copy.deepcopy(cfg)
+    _check_scope(cfg)
+    steps, decoder = steps_in_memory(cfg.test_dataloader.dataset.pipeline)
+    model = ExportedModel(file, unsafe_load).eval()
+    check_task(model, file, cfg)
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
+        pipeline = Compose(steps)
+        dataset = datasets.build(dict(cfg.test_dataloader.dataset, lazy_init=True, pipeline=[]))
+    classes = list(model.runtime.description['classes'])
+    artist = Artist.of(cfg, classes, _palette(len(classes), dataset.metainfo, {}))
+    detects = not model.segments
+    return Predictor(TorchNetwork(model, pipeline), classes, detects, decoder, artist, cfg)
+
+
+def _check_scope(cfg: Config) -> None:
+    if cfg.default_scope not in ('mmdet', 'mmseg'):
+        raise UserError(f'default_scope={cfg.default_scope!r}: inference is for mmdet and mmseg')
 
 
 def _augmented(network: TorchNetwork, cfg: Config) -> TorchNetwork | None:
@@ -294,18 +326,23 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def _classes(
-    cfg: Config, declared: Mapping[str, Any], checkpoint: Mapping[str, Any]
-) -> tuple[list[str], Sequence[tuple[int, ...]]]:
-    """The classes that the checkpoint was trained on, or else the config's, and their colours."""
+def _classes(cfg: Config, declared: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> list[str]:
+    """The classes that the checkpoint was trained on, or else the config's."""
     classes = checkpoint_classes(checkpoint)
     source = 'the checkpoint' if classes else 'test_dataloader.dataset'
     if not classes:
         check_names(declared.get('classes'), f'{source}.metainfo.classes')
         classes = list(declared.get('classes') or [])
     check_num_classes(cfg.model, len(classes), source)
+    return classes
+
+
+def _palette(
+    count: int, declared: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> Sequence[tuple[int, ...]]:
+    """The colours of as many classes: the config's, the checkpoint's, or drawn ones."""
     saved = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     palette = declared.get('palette') or saved.get('palette')
-    if not isinstance(palette, (list, tuple)) or len(palette) < len(classes):
-        palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
-    return classes, [tuple(colour) for colour in palette[: len(classes)]]
+    if not isinstance(palette, (list, tuple)) or len(palette) < count:
+        palette = np.random.default_rng(0).integers(0, 256, (count, 3)).tolist()
+    return [tuple(colour) for colour in palette[:count]]

@@ -2,9 +2,194 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from backbones.checkpoints.refusals import Refused
+
+from ..errors import UserError
 from .outputs import Array
+from .program_archive import checked
 
 # From images (B, 3, H, W), uint8, RGB, to an export's outputs by name.
 Run = Callable[[Array], Mapping[str, Array]]
+SUFFIXES = ('.onnx', '.xml', '.pt2')
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A file that can be run.
+
+    Attributes:
+        run: Runs it.
+        description: What the file says of itself; `export.exporter.describe` wrote it.
+        size: Height and width of the images that it takes, one a batch; None if both are open.
+    """
+
+    run: Run
+    description: Mapping[str, Any]
+    size: tuple[int, int] | None
+
+
+def is_exported(source: str | Path) -> bool:
+    """Whether a file's name is that of an export, rather than of a checkpoint."""
+    return Path(source).suffix in SUFFIXES
+
+
+def open_runtime(path: Path, unsafe_load: bool = False) -> Runtime:
+    """Open an exported file with the runtime for it, on the CPU.
+
+    Args:
+        path: A ``.onnx``, ``.xml`` or ``.pt2`` file of tools/export.py.
+        unsafe_load: Let torch run what a ``.pt2`` file holds.
+
+    Raises:
+        UserError: The file or the package for it is missing, it can't be read, or was made by
+            something else.
+    """
+    if not path.is_file():
+        raise UserError(f'{path} does not exist')
+    opened = {'.onnx': _open_onnx, '.xml': _open_openvino}
+    if path.suffix == '.pt2':
+        runtime = open_program(path, unsafe_load)
+    else:
+        runtime = opened[path.suffix](path)
+    if 'classes' not in runtime.description:
+        raise UserError(f'{path} has no description of itself: it is not from tools/export.py')
+    return runtime
+
+
+def need(package: str, extra: str) -> None:
+    """Say what to install for a runtime that is not there.
+
+    Raises:
+        UserError: It is not there.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f'this needs {package}: pip install -r requirements/{extra}.txt '
+            f'(or "poolformer-dense[{extra}]")'
+        )
+
+
+def _open_onnx(path: Path) -> Runtime:
+    need('onnxruntime', 'export')
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=['CPUExecutionProvider']
+        )
+    except Exception as error:  # of any class of onnxruntime's own
+        raise _unreadable(path, error) from error
+    names = [each.name for each in session.get_outputs()]
+    texts = session.get_modelmeta().custom_metadata_map
+
+    def run(images: Array) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, dict(image=images)), strict=True))
+
+    return Runtime(run, _parsed(texts), _fixed(session.get_inputs()[0].shape))
+
+
+def _open_openvino(path: Path) -> Runtime:
+    need('openvino', 'openvino')
+    import openvino
+
+    if not path.with_suffix('.bin').is_file():
+        raise UserError(f'{path}: its weights, {path.with_suffix(".bin").name}, are not beside it')
+    try:
+        model = openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    texts = {}
+    if model.has_rt_info('poolformer_dense'):
+        info = model.get_rt_info('poolformer_dense').value
+        texts = {name: value.value for name, value in info.items()}
+    shape = model.input(0).get_partial_shape()
+    size = _fixed([None if each.is_dynamic else each.get_length() for each in shape])
+    return Runtime(run_openvino(model), _parsed(texts), size)
+
+
+def run_openvino(model: Any) -> Run:
+    """Compile a model of OpenVINO for the CPU; return a function that runs it."""
+    import openvino
+
+    # Some CPUs would compute in bfloat16 otherwise.
+    settings = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = openvino.Core().compile_model(model, 'CPU', settings)
+    names = [each.get_any_name() for each in compiled.outputs]
+
+    def run(images: Array) -> dict[str, Array]:
+        found = compiled.create_infer_request().infer([images], share_inputs=True)
+        return {name: found[i] for i, name in enumerate(names)}
+
+    return run
+
+
+def open_program(path: Path, unsafe_load: bool = False) -> Runtime:
+    """Open a program of torch.export; its raw outputs are among the results.
+
+    Args:
+        path: The file.
+        unsafe_load: Let torch run what it holds.
+
+    Raises:
+        UserError: It holds something that is not of an export, or can't be read.
+    """
+    archive = path.read_bytes()
+    try:
+        archive = archive if unsafe_load else checked(archive)
+    except Refused as refusal:
+        raise UserError(
+            f'{path} was not loaded: {refusal}; only if you trust its source, add --unsafe-load '
+            '(unsafe_load=True)'
+        ) from refusal
+    extra = {'metadata.json': ''}
+    try:
+        program = torch.export.load(io.BytesIO(archive), extra_files=extra)
+        # A guard refuses images whose last level has one pixel, only because of memory layouts:
+        # the graph holds for them, as the comparison shows.
+        module = program.module(check_guards=False)
+    except Exception as error:  # whatever a damaged file comes up with
+        raise _unreadable(path, error) from error
+    [shape] = [
+        each.meta['val'].shape
+        for each in program.graph.nodes
+        if each.op == 'placeholder' and each.name == 'image'
+    ]
+
+    def run(images: Array) -> dict[str, Array]:
+        with torch.no_grad():
+            return {k: v.numpy() for k, v in module(torch.from_numpy(images)).items()}
+
+    notes = json.loads(extra['metadata.json'] or '{}')
+    return Runtime(run, notes, _fixed([each if type(each) is int else None for each in shape]))
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f'{path} can not be read: {str(error).strip().splitlines()[0]}')
+
+
+def _fixed(shape: list[Any]) -> tuple[int, int] | None:
+    height, width = shape[2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata: JSON unless it is text."""
+    parsed: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed

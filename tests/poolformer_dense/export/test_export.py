@@ -24,9 +24,10 @@ from poolformer_dense.export.nms import nms_by_group, suppress
 from poolformer_dense.export.onnx_file import to_onnx
 from poolformer_dense.export.parity import count_same, measure_parity
 from poolformer_dense.export.pooling import pool, pool_regions
-from poolformer_dense.export.program import load_program, round_weights
+from poolformer_dense.export.program import round_weights
 from poolformer_dense.predict.predictor import fold
 from poolformer_dense.runtimes.outputs import Objects, paste_mask
+from poolformer_dense.runtimes.runtime import open_program
 from tests.tiny_models import HEADS, tiny_config, tiny_predictor
 
 # Odd, smaller than a stride, one level of one pixel, large.
@@ -172,7 +173,7 @@ def test_files_of_any_size(predictor, tmp_path, suffix):
     [images] = _batches(SIZES[:1], batch=3)
     _check_empty_images(graph, run, images)
     if suffix == 'pt2':
-        _, notes = load_program(path)
+        notes = open_program(path).description
         assert notes['classes'] == predictor.classes
         assert notes['in_graph']['mean'] == [123.675, 116.28, 103.53]
         return
