@@ -82,7 +82,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
     Args:
         backend: 'reference' is plain torch; 'cpu', 'native' and 'triton' are fused. 'auto' takes
-            'native' for tensors on a CPU, or 'cpu' where its loops are not compiled, and
+            'native' for tensors on a CPU, or 'cpu' where its loops can't be compiled, and
             'reference' for tensors elsewhere.
 
     Raises:
@@ -108,10 +108,10 @@ def check_backend(backend: str) -> str:
         raise ValueError(
             "backend='triton' needs the package triton; pip install triton, or take 'auto'"
         )
-    if backend == 'native' and library.loops is None:
+    if backend == 'native' and not library.compiled():
         raise ValueError(
-            "backend='native' needs loops compiled for this processor; tools/build_ops.py compiles "
-            "them, or take 'auto'"
+            "backend='native' needs loops compiled for this processor; poolformer-dense build-ops "
+            "says what is missing, or take 'auto'"
         )
     return backend
 
@@ -138,7 +138,7 @@ def resolve_backend(backend: str, device_type: str) -> str:
         return backend
     if device_type != 'cpu':
         return 'reference'
-    return 'cpu' if library.loops is None else 'native'
+    return 'native' if library.compiled() else 'cpu'
 
 
 def select_backend(

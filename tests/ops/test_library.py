@@ -18,6 +18,9 @@ def source(tmp_path, monkeypatch):
     path = tmp_path / library.SOURCE.name
     shutil.copy(library.SOURCE, path)
     monkeypatch.setattr(library, 'SOURCE', path)
+    monkeypatch.setattr(library, 'loops', None)
+    monkeypatch.setattr(library, 'tried', False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr('platform.machine', lambda: 'x86_64')
     return path
 
@@ -79,6 +82,36 @@ def test_a_library_that_does_not_load_is_passed_over(source, compiler):
     assert library.load() is None
 
 
+def test_what_can_not_be_compiled_is_said_once(source, monkeypatch):
+    said = []
+    monkeypatch.setattr(library, 'print_log', lambda text, *_: said.append(text))
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
+    assert [library.compiled() for _ in range(3)] == [False] * 3
+    [line] = said
+    assert 'no-such-compiler can not be run' in line
+    assert 'poolformer-dense build-ops' in line
+
+
+def test_a_folder_that_can_not_be_written_leaves_the_users_cache(source, compiler, monkeypatch):
+    monkeypatch.setattr('os.access', lambda path, mode: False)
+    paths = library.build(str(compiler))
+    assert {path.parent for path in paths} == {source.parent / 'cache/poolformer-dense'}
+    assert library.build('no-such-compiler') == paths
+    assert _built(source) == []
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+def test_the_first_use_compiles(source, monkeypatch):
+    level = torch.backends.cpu.get_cpu_capability()
+    if level not in library.LEVELS:
+        pytest.skip(f'no loops for {level}')
+    monkeypatch.delenv('CXX', raising=False)
+    assert library.compiled()
+    assert isinstance(library.loops, library.Loops)
+    assert _built(source) == [library._name(level)]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
 def test_the_loops_compile_and_run(source):
@@ -97,7 +130,7 @@ def _map(dtype=torch.float32):
     return torch.randn(2, 3, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.skipif(not library.compiled(), reason='the loops can not be compiled')
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -119,7 +152,7 @@ def test_a_wrong_call_of_a_loop_is_an_error(change, message):
         library.loops('moments', *(right | change).values())
 
 
-@pytest.mark.skipif(library.loops is None, reason='the loops are not compiled: tools/build_ops.py')
+@pytest.mark.skipif(not library.compiled(), reason='the loops can not be compiled')
 def test_every_loop_is_declared_as_the_source_has_it():
     """As many arguments, of the same kinds, as the functions of native.cpp have parameters."""
     source = library.SOURCE.read_text()

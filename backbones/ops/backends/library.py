@@ -8,11 +8,15 @@ import os
 import platform
 import subprocess
 import tempfile
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name('native.cpp')
@@ -104,14 +108,16 @@ class Loops:
         return function
 
 
-def build(compiler: str | None = None) -> list[Path]:
-    """Compile the loops for every level, where that is not done yet.
+def build(compiler: str | None = None, levels: Sequence[str] = tuple(LEVELS)) -> list[Path]:
+    """Compile the loops for some levels, where that is not done yet.
 
     Args:
         compiler: A C++ compiler; $CXX or g++ if not given.
+        levels: Keys of LEVELS.
 
     Returns:
-        The libraries, beside the source. Those of older sources are removed.
+        The libraries, beside the source, or in the user's cache if nothing can be written there.
+        Those of older sources are removed.
 
     Raises:
         RuntimeError: The processor is of another kind, or there is no compiler, or it fails.
@@ -119,12 +125,13 @@ def build(compiler: str | None = None) -> list[Path]:
     compiler = compiler or os.environ.get('CXX') or 'g++'
     if platform.machine() != 'x86_64':
         raise RuntimeError(f'there are no flags for processors of the kind {platform.machine()}')
-    paths = [_path(level) for level in LEVELS]
-    for path, flags in zip(paths, LEVELS.values(), strict=True):
+    paths = [_find(level) or _folder() / _name(level) for level in levels]
+    for path, level in zip(paths, levels, strict=True):
         if not path.exists():
-            _compile(compiler, flags, path)
-    for old in SOURCE.parent.glob('native-*.so'):
-        if old not in paths:
+            _compile(compiler, LEVELS[level], path)
+    current = {_name(level) for level in LEVELS}
+    for old in paths[0].parent.glob('native-*.so'):
+        if old.name not in current:
             old.unlink()
     return paths
 
@@ -132,21 +139,70 @@ def build(compiler: str | None = None) -> list[Path]:
 def load() -> Loops | None:
     """Load what `build` made for this processor; None if nothing fits the source and it."""
     level = torch.backends.cpu.get_cpu_capability()
-    if level not in LEVELS or not _path(level).exists():
-        return None
+    path = _find(level) if level in LEVELS else None
     try:
-        return Loops(_path(level))
+        return Loops(path) if path else None
     except OSError:
         return None
 
 
-def _path(level: str) -> Path:
+# By torch.compile it is called once, while it traces.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def compiled() -> bool:
+    """Whether there are loops; the first call compiles them if they have to be, or says why not."""
+    global loops, tried
+    with _compiling:
+        if loops is None and not tried:
+            tried = True
+            loops = _load_or_build()
+    return loops is not None
+
+
+def _load_or_build() -> Loops | None:
+    level = torch.backends.cpu.get_cpu_capability()
+    try:
+        if level not in LEVELS:
+            raise RuntimeError(f'there are no flags for a processor without {" or ".join(LEVELS)}')
+        [path] = build(levels=[level])
+        found = load()
+        if found is None:
+            raise RuntimeError(f'{path} can not be loaded')
+    except (RuntimeError, OSError) as error:
+        print_log(
+            f"The CPU operators are not compiled ({error}); torch's own take their place, which "
+            'are slower. `poolformer-dense build-ops` compiles them once there is a compiler.',
+            'current',
+            WARNING,
+        )
+        return None
+    print_log(f'The CPU operators are compiled, once for all: {path}', 'current')
+    return found
+
+
+def _folder() -> Path:
+    """Where libraries go."""
+    if os.access(SOURCE.parent, os.W_OK):
+        return SOURCE.parent
+    return _cache()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'poolformer-dense'
+
+
+def _find(level: str) -> Path | None:
+    places = (SOURCE.parent / _name(level), _cache() / _name(level))
+    return next((path for path in places if path.exists()), None)
+
+
+def _name(level: str) -> str:
     identity = repr((COMPILE, LEVELS[level])).encode() + SOURCE.read_bytes()
     digest = hashlib.sha256(identity).hexdigest()[:12]
-    return SOURCE.with_name(f'native-{level.lower()}-{digest}.so')
+    return f'native-{level.lower()}-{digest}.so'
 
 
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts = Path(folder) / 'native.o', Path(folder) / 'native.so'
         for command in (
@@ -176,3 +232,6 @@ def _describe(value: object) -> str:
 
 
 loops = load()
+# Whether `compiled` has tried to compile them.
+tried = False
+_compiling = threading.Lock()
