@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbones.version import __version__
 
-    from .api import load
+    from .api import Training, evaluate, export, load, train
     from .errors import UserError
+    from .measure.exported import Exported
     from .predict.masks import Masks
     from .predict.predictor import Predictor
     from .predict.results import Detections, Segmentation
@@ -21,25 +22,35 @@ if TYPE_CHECKING:
 _PLACES = {
     '__version__': 'backbones.version',
     'Detections': '.predict.results',
+    'Exported': '.measure.exported',
     'Masks': '.predict.masks',
     'Predictor': '.predict.predictor',
     'Segmentation': '.predict.results',
+    'Training': '.api',
     'UserError': '.errors',
     'config_names': '.shipped',
     'config_path': '.shipped',
+    'evaluate': '.api',
+    'export': '.api',
     'load': '.api',
+    'train': '.api',
 }
 
 __all__ = [
     'Detections',
+    'Exported',
     'Masks',
     'Predictor',
     'Segmentation',
+    'Training',
     'UserError',
     '__version__',
     'config_names',
     'config_path',
+    'evaluate',
+    'export',
     'load',
+    'train',
 ]
 
 

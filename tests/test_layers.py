@@ -17,7 +17,7 @@ LAYERS = (
     'poolformer_dense.api',
     'poolformer_dense.measure',
     'poolformer_dense.report',
-    'poolformer_dense.export',
+    'poolformer_dense.exporting',
     'poolformer_dense.predict',
     'poolformer_dense.runner',
     'poolformer_dense.runtimes',

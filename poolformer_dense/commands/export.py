@@ -9,7 +9,6 @@ Exit code: 0, 1 if the file does not compute what the model does, 2 if the call 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +18,8 @@ from ..errors import UserError
 from ..terminal import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from ..exporting.parity import Parity
 
-    import numpy as np
-    from torch import nn
-
-    from ..export.parity import Parity
-
-# Long and short sides of the drawn images that a dynamic export is compared on.
-DRAWN = ((128, 96), (101, 67), (224, 160), (517, 333), (1088, 800))
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 SMALLEST = 32  # as the library has it, which takes seconds to import
 
@@ -65,56 +57,35 @@ def print_parity(title: str, parity: Parity, unit: str) -> None:
     )
 
 
-def drawn_scenes(size: tuple[int, ...] | None) -> Iterator[np.ndarray]:
-    from ..measure.shapes import draw_scene
-
-    sides = DRAWN if size is None else ((max(size), min(size)),) * 3
-    for i, each in enumerate(sides):
-        yield draw_scene((5, i), *each).image
-
-
 def main() -> None:
     args = parse_args()
     if args.size and (args.dynamic or min(args.size) < SMALLEST):
         raise UserError(f'--size: at least {SMALLEST} {SMALLEST}, and not with --dynamic')
+    from ..api import export
     from ..config.load import load_config
-    from ..export.exporter import (
-        parity_batches,
-        read_resized,
-        usual_size,
-        write_export,
-    )
-    from ..export.parity import measure_parity
-    from ..export.program import round_weights
-    from ..predict.media import find_media
-    from ..predict.predictor import fold, load_predictor
 
     cfg = load_config(args.config, args.cfg_options)
     path = args.out or Path(cfg.work_dir, Path(args.config).stem + SUFFIXES[args.to])
     if path.suffix != SUFFIXES[args.to]:
         raise UserError(f'--out {path}: --to {args.to} writes a {SUFFIXES[args.to]} file')
-    paths = find_media(args.parity)[0] if args.parity else []
-    predictor = load_predictor(cfg, args.checkpoint, 'cpu', unsafe_load=args.unsafe_load)
-    reference = copy.deepcopy(predictor.model)
-    if args.fuse:
-        fold(predictor.model)
-    size = None if args.dynamic else tuple(args.size or usual_size(predictor))
-    bfloat16 = args.dtype == 'bfloat16'
-    graph, run = write_export(predictor, path, size, bfloat16, args.nms, args.paste)
+    exported = export(
+        cfg,
+        args.checkpoint,
+        path,
+        size=args.size and tuple(args.size),
+        dynamic=args.dynamic,
+        nms=args.nms,
+        paste=args.paste,
+        dtype=args.dtype,
+        fuse=args.fuse,
+        images=args.parity,
+        unsafe_load=args.unsafe_load,
+    )
     say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
-
-    def compare_with(model: nn.Module) -> Parity:
-        images = read_resized(predictor, paths) if paths else drawn_scenes(size)
-        return measure_parity(graph, model, run, parity_batches(images, size))
-
-    unit = 'detections' if predictor.detects else 'pixels'
-    if bfloat16:
-        effect = compare_with(reference)
-        print_parity('with the float32 weights, to see what the rounding does', effect, unit)
-        reference = predictor.model
-        round_weights(reference)
-    parity = compare_with(reference)
-    print_parity('with the model', parity, unit)
-    if not parity.holds:
+    if exported.rounding is not None:
+        title = 'with the float32 weights, to see what the rounding does'
+        print_parity(title, exported.rounding, exported.unit)
+    print_parity('with the model', exported.parity, exported.unit)
+    if not exported.parity.holds:
         print('the file does NOT compute what the model does')
         sys.exit(1)

@@ -3,7 +3,6 @@
 import argparse
 
 from ..cli import add_config, add_run_arguments, make_parser
-from ..errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,39 +21,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from ..config.augmentation import enable_tta
-    from ..config.load import (
-        draw_predictions,
-        dump_predictions,
-        enable_amp_in_test,
-        enable_compile,
-        load_config,
-    )
-    from ..config.preflight import check_run
-    from ..runner import build_runner
-    from ..runner.launch import join_run
-    from ..runner.ranks import failing_together
-    from ..runtimes.exported import evaluate_exported
-    from ..runtimes.runtime import is_exported
+    from ..api import evaluate
 
-    prepare = [enable_amp_in_test] if args.amp else []
-    prepare += [enable_compile] if args.compile else []
-    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
-    exported = is_exported(args.checkpoint)
-    if exported and (args.fuse or args.tta or args.amp or args.compile):
-        raise UserError('--fuse, --tta, --amp and --compile: an exported file is run as it is')
-    cfg.load_from = None if exported else args.checkpoint
-    if args.out:
-        dump_predictions(cfg, args.out)
-    if args.show_dir:
-        draw_predictions(cfg, args.show_dir)
-    if args.fuse:
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FuseHook')]
-    join_run(cfg)
-    with failing_together():
-        check_run(cfg, ['test'], args.unsafe_load)
-    if args.tta:
-        enable_tta(cfg)
-    if exported:
-        evaluate_exported(cfg, args.checkpoint, args.unsafe_load)
-    build_runner(cfg, args.unsafe_load).test()
+    evaluate(
+        args.config,
+        args.checkpoint,
+        args.cfg_options,
+        work_dir=args.work_dir,
+        out=args.out,
+        show_dir=args.show_dir,
+        fuse=args.fuse,
+        amp=args.amp,
+        compiled=args.compile,
+        tta=args.tta,
+        launcher=args.launcher,
+        unsafe_load=args.unsafe_load,
+    )

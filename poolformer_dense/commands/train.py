@@ -1,12 +1,9 @@
 """Train a detector or a segmentor from a config."""
 
 import argparse
-import os
 import signal
-from contextlib import ExitStack
 
 from ..cli import add_config, add_run_arguments, make_parser
-from ..errors import first_process
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,37 +39,16 @@ def main() -> None:
     from ..runner import run_process
 
     with run_process(args.unsafe_load, training=True):
-        train(args)
+        from ..api import train
 
-
-def train(args: argparse.Namespace) -> None:
-    from backbones.checkpoints import MIRROR_VARIABLE
-
-    from ..config.load import (
-        enable_amp,
-        enable_compile,
-        enable_lr_scaling,
-        load_config,
-        use_mirror,
-    )
-    from ..config.preflight import check_run
-    from ..runner import build_runner
-    from ..runner.folder_lock import alone_in
-    from ..runner.launch import join_run
-    from ..runner.ranks import failing_together
-
-    prepare = [enable_amp] if args.amp else []
-    prepare += [enable_lr_scaling] if args.auto_scale_lr else []
-    prepare += [enable_compile] if args.compile else []
-    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher, prepare)
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    use_mirror(cfg, os.environ.get(MIRROR_VARIABLE))
-    join_run(cfg)
-    with ExitStack() as stack:
-        with failing_together():
-            if first_process():
-                stack.enter_context(alone_in(cfg.work_dir))
-            check_run(cfg, ['train', 'val'], args.unsafe_load)
-        build_runner(cfg, args.unsafe_load).train()
+        train(
+            args.config,
+            args.cfg_options,
+            work_dir=args.work_dir,
+            resume={None: False, 'auto': True}.get(args.resume, args.resume),
+            amp=args.amp,
+            compiled=args.compile,
+            auto_scale_lr=args.auto_scale_lr,
+            launcher=args.launcher,
+            unsafe_load=args.unsafe_load,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import pkgutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -204,3 +205,9 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_everything_offered_can_be_imported():
     for name in poolformer_dense.__all__:
         assert getattr(poolformer_dense, name) is not None
+
+
+def test_no_module_hides_what_is_offered():
+    """A subpackage becomes an attribute when it is imported, over any function of its name."""
+    modules = {module.name for module in pkgutil.iter_modules(poolformer_dense.__path__)}
+    assert not modules & set(poolformer_dense.__all__)

@@ -33,7 +33,7 @@ def checkpoint(config, tmp_path_factory):
 
 
 # Detectors of this size need trained weights: with drawn ones scores tie by the hundred, and
-# rounding decides what NMS keeps. tests/poolformer_dense/export/test_export.py compares tiny ones.
+# rounding decides what NMS keeps. tests/poolformer_dense/exporting compares tiny ones.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'options',

@@ -49,7 +49,7 @@ def test_the_parser_answers_at_once(tool, argument):
 
 def test_choices_written_in_commands_are_the_librarys():
     from backbones.checkpoints import LAYOUTS
-    from poolformer_dense.export.program import SMALLEST
+    from poolformer_dense.exporting.program import SMALLEST
     from poolformer_dense.measure.benchmark import PEERS, TASKS, TOLERANCE
     from poolformer_dense.measure.evaluation_time import Content
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from poolformer_dense.errors import UserError
-from poolformer_dense.export.exporter import write_export
+from poolformer_dense.exporting.exporter import write_export
 from poolformer_dense.measure.shapes import draw_scene
 from poolformer_dense.predict.predictor import load_predictor
 from poolformer_dense.runtimes.exported import ExportedModel, evaluate_exported

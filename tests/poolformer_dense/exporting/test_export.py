@@ -18,13 +18,13 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from poolformer_dense.errors import UserError
-from poolformer_dense.export.exporter import parity_batches, usual_size, write_export
-from poolformer_dense.export.graphs import build_graph
-from poolformer_dense.export.nms import nms_by_group, suppress
-from poolformer_dense.export.onnx_file import to_onnx
-from poolformer_dense.export.parity import count_same, measure_parity
-from poolformer_dense.export.pooling import pool, pool_regions
-from poolformer_dense.export.program import round_weights
+from poolformer_dense.exporting.exporter import parity_batches, usual_size, write_export
+from poolformer_dense.exporting.graphs import build_graph
+from poolformer_dense.exporting.nms import nms_by_group, suppress
+from poolformer_dense.exporting.onnx_file import to_onnx
+from poolformer_dense.exporting.parity import count_same, measure_parity
+from poolformer_dense.exporting.pooling import pool, pool_regions
+from poolformer_dense.exporting.program import round_weights
 from poolformer_dense.predict.predictor import fold
 from poolformer_dense.runtimes.outputs import Objects, paste_mask
 from poolformer_dense.runtimes.runtime import open_program

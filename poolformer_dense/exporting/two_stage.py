@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 from .base import Graph, Suppress, boxes_before_nms, check_nms, maps_by_level
 
-# `poolformer_dense.export.pooling.pool_regions`, or the same in operators of torch.
+# `poolformer_dense.exporting.pooling.pool_regions`, or the same in operators of torch.
 Pool = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor, Sequence[int], int, int], Tensor]
 _BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
 

@@ -18,7 +18,7 @@ from ..errors import UserError
 
 # Boxes (B, K, 4), scores (B, K), and what they compete within (B, K): labels or levels.
 Boxes = tuple[Tensor, Tensor, Tensor]
-# `poolformer_dense.export.nms.nms_by_group`, or the same in operators of torch.
+# `poolformer_dense.exporting.nms.nms_by_group`, or the same in operators of torch.
 Suppress = Callable[[Tensor, Tensor, Tensor, float, int], Boxes]
 
 

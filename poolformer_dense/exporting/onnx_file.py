@@ -31,7 +31,7 @@ def write_onnx(
     The function also returns the raw outputs, of the same graph before they were left out.
 
     Args:
-        program: From `poolformer_dense.export.program.trace`.
+        program: From `poolformer_dense.exporting.program.trace`.
         outputs: The names of the first outputs, which the file keeps.
         path: The file.
         metadata: What is written into it by key, as JSON unless it is text.
@@ -66,7 +66,7 @@ def to_onnx(program: ExportedProgram, open_sizes: dict[str, dict[int, str]]) -> 
     """Convert a trace of a module that returns a dictionary to ONNX.
 
     Args:
-        program: From `poolformer_dense.export.program.trace`.
+        program: From `poolformer_dense.exporting.program.trace`.
         open_sizes: The inputs' names, and names of their dimensions where these are open.
     """
     arguments, _ = program.example_inputs
