@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print a backbone's parameters, multiply-accumulates and memory kept for backward, by stage."""
+"""The command ``poolformer-dense analyze``, in a clone."""
 
 import sys
 from pathlib import Path

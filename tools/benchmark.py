@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time a preset's backbone beside other implementations of it, in turn within one run."""
+"""The command ``poolformer-dense benchmark``, in a clone."""
 
 import sys
 from pathlib import Path

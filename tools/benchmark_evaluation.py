@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time both COCO evaluators on generated detections, side by side, and compare their numbers."""
+"""The command ``poolformer-dense benchmark-evaluation``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what the network sees: images after augmentation, with boxes, masks or label maps."""
+"""The command ``poolformer-dense browse-data``, in a clone."""
 
 import sys
 from pathlib import Path

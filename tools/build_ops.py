@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compile the loops of backbones/ops/backends/native.cpp for CPUs, as `make setup` does."""
+"""The command ``poolformer-dense build-ops``, in a clone."""
 
 import sys
 from pathlib import Path

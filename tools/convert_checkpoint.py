@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a backbone's weights from any known layout to another, by names and shapes."""
+"""The command ``poolformer-dense convert-checkpoint``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make COCO annotation files from Pascal VOC's XML or YOLO's text files; images stay in place."""
+"""The command ``poolformer-dense convert-data``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check the environment and print what to type for each problem; exit with 1 if there is one."""
+"""The command ``poolformer-dense doctor``, in a clone."""
 
 import sys
 from pathlib import Path

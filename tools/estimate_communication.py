@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Calculate how long nodes take to average the gradients of a step, in milliseconds."""
+"""The command ``poolformer-dense estimate-communication``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a detector or a segmentor, and compare the file with the model."""
+"""The command ``poolformer-dense export``, in a clone."""
 
 import sys
 from pathlib import Path

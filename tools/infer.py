@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict images and videos with a detector or a segmentor."""
+"""The command ``poolformer-dense infer``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the demo's data: shapes, in COCO's layout (ROOT/coco) and in ADE20K's (ROOT/ade)."""
+"""The command ``poolformer-dense make-shapes``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Bring COCO 2017 or ADE20K to the layout that the configs expect; see docs/data.md."""
+"""The command ``poolformer-dense prepare-data``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the report of a training, or compare several: one HTML file that needs nothing else."""
+"""The command ``poolformer-dense report``, in a clone."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint of a detector or a segmentor."""
+"""The command ``poolformer-dense test``, in a clone."""
 
 import sys
 from pathlib import Path

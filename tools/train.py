@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector or a segmentor from a config."""
+"""The command ``poolformer-dense train``, in a clone."""
 
 import sys
 from pathlib import Path

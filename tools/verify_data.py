@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Verify the data that a config names, and say in one table what is wrong with it."""
+"""The command ``poolformer-dense verify-data``, in a clone."""
 
 import sys
 from pathlib import Path

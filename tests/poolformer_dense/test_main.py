@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import resource
 import subprocess
@@ -37,10 +36,8 @@ def test_every_tool_is_a_command_and_runs_the_same_code(root):
     assert tools == set(COMMANDS.values())
     assert tools == {p.stem for p in root.glob('poolformer_dense/commands/*.py')} - {'__init__'}
     for name in tools:
-        tree = ast.parse((root / f'tools/{name}.py').read_text())
-        module = ast.parse((root / f'poolformer_dense/commands/{name}.py').read_text())
-        assert f'from poolformer_dense.commands.{name} import main' in ast.unparse(tree)
-        assert ast.get_docstring(tree) == ast.get_docstring(module).splitlines()[0]
+        code = (root / f'tools/{name}.py').read_text()
+        assert f'from poolformer_dense.commands.{name} import main' in code
 
 
 def test_help_lists_every_command(type_in):
