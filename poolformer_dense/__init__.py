@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .api import Training, evaluate, export, load, train
     from .errors import UserError
-    from .measure.exported import Exported
+    from .measure.export_parity import Exported
     from .predict.masks import Masks
     from .predict.predictor import Predictor
     from .predict.results import Detections, Segmentation
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PLACES = {
     '__version__': 'backbones.version',
     'Detections': '.predict.results',
-    'Exported': '.measure.exported',
+    'Exported': '.measure.export_parity',
     'Masks': '.predict.masks',
     'Predictor': '.predict.predictor',
     'Segmentation': '.predict.results',

@@ -31,7 +31,7 @@ from .config.load import (
 from .config.overrides import apply_overrides
 from .config.preflight import check_run
 from .errors import UserError, first_process
-from .measure.exported import Exported, export_compared
+from .measure.export_parity import Exported, export_compared
 from .predict.predictor import Predictor, load_predictor
 from .runner import build_runner, run_process
 from .runner.folder_lock import alone_in
