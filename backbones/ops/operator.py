@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .maps import channels_last, empty_map, wide
 
+# What computes each operator, by its name: dispatch modes of torch see one call.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+
 
 class Operator:
     """A custom operator of torch with its gradient, which is another custom operator.
@@ -110,6 +113,7 @@ def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[...,
     name = f'metaformer::{name}'
     operator: Any = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
+    IMPLEMENTATIONS[name] = run
     return operator
 
 

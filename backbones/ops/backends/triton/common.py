@@ -14,6 +14,8 @@ over samples. Launches are counted by `poolformer_dense.measure.launches`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -78,9 +80,28 @@ def channel_block(dim: int) -> int:
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on the device of its first argument."""
+    """Run a kernel on the device of its first argument, or tell an observer instead."""
+    if _observer is not None:
+        return _observer(kernel, arguments)
     with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         kernel[(programs,)](*arguments, **constants)
+
+
+_observer: Callable[[Any, tuple[Any, ...]], None] | None = None
+
+
+@contextlib.contextmanager
+def observed(observer: Callable[[Any, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Give kernels and their arguments to an observer instead of launching them.
+
+    So launches can be counted on tensors without memory (torch's FakeTensorMode).
+    """
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
 
 
 @triton.jit
