@@ -40,6 +40,8 @@ def bash(root, tmp_path):
             ['bash', '-c', PREPARED.format(root=root, how=how) + script],
             cwd=tmp_path, env=environment | variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # Shells have it ignored in what they start in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start

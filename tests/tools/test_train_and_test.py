@@ -52,6 +52,7 @@ def _log_of(folder: Path) -> str:
     return log.read_text()
 
 
+# The first is not in all stacks.
 REMARKS = (
     'Could not import OneDL', 'System environment', 'auto_scale_lr = dict(', 'after_train_iter:',
     'FileClient', 'HardDiskBackend', 'index created', 'takes its place', 'Distributed training',
@@ -69,7 +70,7 @@ def test_a_training_shows_what_is_the_users_to_know(shapes, trained_retinanet):
         assert said in start
     log = _log_of(checkpoint.parent)
     assert [remark for remark in REMARKS if remark in done.stdout + done.stderr] == []
-    assert [remark for remark in REMARKS if remark not in log] == []
+    assert [remark for remark in REMARKS[1:] if remark not in log] == []
 
 
 def test_lines_of_steps_and_metrics_are_those_of_mmengine(trained_retinanet):

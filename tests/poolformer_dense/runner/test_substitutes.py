@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, LoggerHook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from poolformer_dense.runner.checkpoint_hook import AtomicCheckpointHook
@@ -17,6 +18,7 @@ from tests.poolformer_dense.runner import tiny
 from tests.poolformer_dense.runner.poison import ALL, Trace, guarded_runner, hook_of
 
 
+@HOOKS.register_module()
 class CountingEMAHook(EMAHook):
     """Counts its updates."""
 
@@ -27,6 +29,7 @@ class CountingEMAHook(EMAHook):
         super().after_train_iter(*arguments, **options)
 
 
+@HOOKS.register_module()
 class OwnEMAHook(EMAHook):
     """Updates the average without mmengine's method."""
 
@@ -36,6 +39,7 @@ class OwnEMAHook(EMAHook):
         self.ema_model.update_parameters(self.src_model)
 
 
+@HOOKS.register_module()
 class NotingCheckpointHook(CheckpointHook):
     """Has an argument of its own, and notes the names of its saves."""
 
@@ -49,6 +53,7 @@ class NotingCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
 
 
+@HOOKS.register_module()
 class PatientHook(EarlyStoppingHook):
     """Is resumed in a way of its own."""
 
@@ -59,6 +64,7 @@ class PatientHook(EarlyStoppingHook):
         raise NotImplementedError
 
 
+@HOOKS.register_module()
 class FailingLoggerHook(LoggerHook):
     """Meets a full disk."""
 
@@ -68,7 +74,7 @@ class FailingLoggerHook(LoggerHook):
 
 @pytest.mark.parametrize('kind', [CountingEMAHook, OwnEMAHook])
 def test_no_average_moves_over_a_skipped_step(runs: Path, kind: type[EMAHook]) -> None:
-    runner = guarded_runner(runs, dict(losses=(3,)), average=kind)
+    runner = guarded_runner(runs, dict(losses=(3,)), average=kind.__name__)
     runner.train()
     trace = hook_of(runner, Trace)
     assert trace.unchanged(3) == ALL
@@ -79,7 +85,7 @@ def test_no_average_moves_over_a_skipped_step(runs: Path, kind: type[EMAHook]) -
 
 def test_a_checkpoint_hook_keeps_its_own_methods_and_saves_as_ours(runs: Path) -> None:
     note = runs / 'note'
-    options = dict(type=NotingCheckpointHook, note=str(note), max_keep_ckpts=1)
+    options = dict(type='NotingCheckpointHook', note=str(note), max_keep_ckpts=1)
     tiny.tiny_runner(runs / 'run', checkpoint=options).train()
     assert note.read_text().split() == ['1', '2']
     assert sorted(path.name for path in (runs / 'run').glob('*.pth')) == ['epoch_2.pth']
@@ -88,7 +94,7 @@ def test_a_checkpoint_hook_keeps_its_own_methods_and_saves_as_ours(runs: Path) -
 
 def test_a_failing_logger_does_not_stop_the_run(runs: Path) -> None:
     cfg = tiny.tiny_config(runs)
-    cfg.default_hooks.logger.type = FailingLoggerHook
+    cfg.default_hooks.logger.type = 'FailingLoggerHook'
     runner = tiny.build_runner(cfg)
     runner.train()
     assert runner.iter == 12
@@ -96,7 +102,7 @@ def test_a_failing_logger_does_not_stop_the_run(runs: Path) -> None:
 
 
 def test_a_state_of_its_own_is_kept(runs: Path) -> None:
-    hook = dict(type=PatientHook, monitor='tiny/accuracy')
+    hook = dict(type='PatientHook', monitor='tiny/accuracy')
     runner = tiny.tiny_runner(runs, hooks=[hook])
     hook = hook_of(runner, PatientHook)
     assert isinstance(hook, ResumableEarlyStoppingHook)
