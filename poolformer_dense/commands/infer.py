@@ -38,6 +38,14 @@ def parse_args() -> argparse.Namespace:
         help='autocast to this dtype; float16 needs a GPU (float32)',
     )
     add('--batch', type=int, default=1, help='images of one forward pass (1)')
+    add('--tile', type=int, metavar='SIZE', help='predict tiles of SIZE x SIZE pixels, joined')
+    add(
+        '--overlap',
+        type=float,
+        metavar='PART',
+        help='the least part of a tile that neighbours have in common; at least as large as the '
+        'largest object that matters (0.25)',
+    )
     add('--tta', action='store_true', help="test-time augmentation, as the config's tta_pipeline")
     add('--no-pictures', action='store_true', help='write the results alone')
     add_compile(parser)
@@ -49,14 +57,19 @@ def main() -> None:
     args = parse_args()
     if args.batch < 1:
         raise UserError(f'--batch {args.batch}: at least 1')
+    if args.overlap is not None and args.tile is None:
+        raise UserError('--overlap is for tiles: give --tile SIZE too')
     from ..api import load
     from ..config.load import load_config
     from ..predict.media import find_media
     from ..predict.result_files import infer_files
+    from ..predict.tiles import OVERLAP, Tiling
 
     cfg = load_config(args.config, args.cfg_options)
     if args.score_thr is not None and cfg.default_scope != 'mmdet':
         raise UserError('--score-thr is for detection; label maps have no scores')
+    overlap = OVERLAP if args.overlap is None else args.overlap
+    tiling = None if args.tile is None else Tiling(args.tile, overlap)
     out = args.out or Path(cfg.work_dir, 'predictions')
     paths, nothing = find_media(args.inputs, leave_out=out)
     predictor = load(
@@ -81,6 +94,7 @@ def main() -> None:
         args.batch,
         not args.no_pictures,
         report=warn,
+        tiling=tiling,
     )
     seconds = time.monotonic() - start
     skipped = len(unreadable) + len(nothing)

@@ -62,6 +62,32 @@ def encode_mask(mask: NDArray[np.bool_]) -> RLE:
     return code
 
 
+def encode_placed(mask: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> RLE:
+    """Return a mask within a larger image run-length encoded, without the dense larger one.
+
+    Args:
+        mask: (h, w).
+        corner: Row and column of its first pixel in the image.
+        size: Height and width of the image.
+    """
+    (top, left), (height, width) = corner, size
+    # Runs go down the columns; zeros around end them at the mask's border.
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = mask.T
+    column, row = np.nonzero(np.diff(columns, axis=1))
+    ends = (left + column).astype(np.int64) * height + top + row
+    if mask.shape[0] == height:
+        # A run that reaches the last row goes on in the next column.
+        again = np.nonzero(np.diff(ends) == 0)[0]
+        ends = np.delete(ends, np.concatenate([again, again + 1]))
+    last = [] if len(ends) and ends[-1] == height * width else [height * width]
+    counts = np.diff([0, *ends, *last])
+    code: RLE = pycocotools.mask.frPyObjects(
+        dict(size=[height, width], counts=counts.tolist()), height, width
+    )
+    return code
+
+
 def _decode(code: RLE) -> NDArray[np.bool_]:
     mask: NDArray[np.bool_] = pycocotools.mask.decode(code).astype(bool)
     return mask

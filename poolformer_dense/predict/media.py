@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import mmcv
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..data.decoding import Decoder, Unreadable, read_image
 from ..errors import UserError
+from .windows import open_rows
 
 # (H, W, 3), BGR.
 Image = NDArray[np.uint8]
@@ -153,6 +154,7 @@ def read_sources(
     decoder: Decoder,
     on_unreadable: OnUnreadable | None = None,
     ahead: int = 8,
+    rows_from: int | None = None,
 ) -> Iterator[Frame]:
     """Read images and videos in order; files in threads, at most ``ahead`` before the caller.
 
@@ -163,6 +165,7 @@ def read_sources(
         decoder: How files are decoded.
         on_unreadable: Called for a file that can't be read, which is left out.
         ahead: How many files wait in memory.
+        rows_from: TIFFs with a longer side than this, in pixels, are not read whole but by rows.
 
     Raises:
         UserError: A file can't be read and there is no ``on_unreadable``, or a source is of
@@ -186,7 +189,7 @@ def read_sources(
 
         for source in _flat(sources, refuse):
             if isinstance(source, Path) and not is_video(source):
-                waiting.append((source, pool.submit(_read_file, source, decoder)))
+                waiting.append((source, pool.submit(_read_file, source, decoder, rows_from)))
                 if len(waiting) > ahead:
                     yield from read_next()
                 continue
@@ -262,7 +265,9 @@ def in_color(image: NDArray[Any]) -> Image:
     return image[..., :3] if image.shape[2] > 2 else image[..., :1].repeat(3, axis=2)
 
 
-def _read_file(path: Path, decoder: Decoder) -> Frame:
+def _read_file(path: Path, decoder: Decoder, rows_from: int | None) -> Frame:
+    if rows_from is not None and (rows := open_rows(path, decoder, rows_from)) is not None:
+        return Frame(cast(Image, rows), path, remark=rows.remark)
     found = read_image(path, decoder)
     return Frame(found.pixels, path, remark=found.remark)
 

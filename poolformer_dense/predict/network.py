@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import BaseTTAModel
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 
 from ..config.walk import type_name
 from ..data.decoding import Decoder
 from ..errors import UserError
+from .blending import Scores, votes
 from .masks import Masks
 from .media import Image
 
@@ -90,12 +92,30 @@ class TorchNetwork:
 
     def forward(self, batch: Sequence[Prepared]) -> list[Raw]:
         """As `Network` says."""
+        return [_raw(sample) for sample in self._samples(batch)]
+
+    def scores(self, batch: Sequence[Prepared], classes: int) -> list[Scores]:
+        """Score the pixels of images of one size for each of so many classes, (C, H, W), float32.
+
+        Where the model has no scores of its prediction, as with test-time augmentation, its labels
+        get the score 1.
+        """
+        return [self._scores(sample, classes) for sample in self._samples(batch)]
+
+    def _scores(self, sample: BaseDataElement, classes: int) -> Scores:
+        logits = sample.get('seg_logits')
+        if logits is None or isinstance(self.model, BaseTTAModel) or len(logits.data) != classes:
+            return votes(cast('NDArray[np.int64]', _raw(sample)), classes)
+        found: Scores = logits.data.float().numpy()
+        return found
+
+    def _samples(self, batch: Sequence[Prepared]) -> list[BaseDataElement]:
         # An exported file has none.
         device = next((each.device.type for each in self.model.parameters()), 'cpu')
         cast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
         with torch.no_grad(), cast:
             samples = self.model.test_step(pseudo_collate([each.data for each in batch]))
-        return [_raw(sample.cpu()) for sample in samples]
+        return [sample.cpu() for sample in samples]
 
 
 def _raw(sample: BaseDataElement) -> Raw:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS
+from numpy.typing import NDArray
 
 from backbones import MetaFormer
 from backbones.checkpoints import load_weights, read_checkpoint
@@ -27,15 +27,16 @@ from ..runner.compiling import compile_parts
 from ..runner.mixed_precision import keep_edges_in_float32
 from ..runtimes.exported import ExportedModel, check_task
 from ..runtimes.runtime import is_exported
+from .batches import in_batches
 from .drawing import Artist
 from .media import Frame, Image, OnUnreadable, Source, find_media, read_sources
-from .network import Instances, Network, Prepared, Raw, TorchNetwork, steps_in_memory
+from .network import Instances, Network, Raw, TorchNetwork, steps_in_memory
 from .results import Detections, Result, Segmentation
+from .tiles import OVERLAP, Tiling
+from .tiling import OnTile, TilePredictor
 
 SCORE_THR = 0.3
 DTYPES = ('float32', 'bfloat16', 'float16')
-# Images that wait for others of their size, in batches.
-_WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Predictor:
         score_thr: float | None = None,
         batch_size: int = 1,
         *,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
         tta: bool = False,
         on_unreadable: OnUnreadable | None = None,
     ) -> Iterator[Result]:
@@ -96,6 +99,10 @@ class Predictor:
                 one.
             score_thr: Detections with this score or less are left out (0.3).
             batch_size: Images of one forward pass.
+            tile: Predict tiles of so many pixels a side and join what they show; then memory goes
+                by a row of tiles, and TIFFs are read by rows if tifffile is installed.
+            overlap: The least part of a tile that neighbours have in common. Objects up to that
+                size are whole in some tile.
             tta: Predict with test-time augmentation: also smaller, larger and mirrored, joined.
             on_unreadable: Called with the path of a file that can't be read, and the reason; the
                 file is left out.
@@ -108,13 +115,14 @@ class Predictor:
                 is no ``on_unreadable``, or the model can't be augmented.
         """
         if tta:
-            return self.with_tta().predict(
-                images, score_thr, batch_size, on_unreadable=on_unreadable
-            )
+            others = dict[str, Any](tile=tile, overlap=overlap, on_unreadable=on_unreadable)
+            return self.with_tta().predict(images, score_thr, batch_size, **others)
+        tiling = None if tile is None else Tiling(tile, overlap)
         if isinstance(images, (str, Path)):
             find_media([str(images)])  # a wrong path is told at once
-        frames = read_sources(images, self.decoder, on_unreadable, 2 * batch_size + 2)
-        return self.predict_frames(frames, score_thr, batch_size)
+        ahead = 2 * batch_size + 2 if tile is None else 1
+        frames = read_sources(images, self.decoder, on_unreadable, ahead, tile)
+        return self.predict_frames(frames, score_thr, batch_size, tiling)
 
     def with_tta(self) -> Predictor:
         """Return one that always predicts with test-time augmentation, by the same model.
@@ -127,16 +135,50 @@ class Predictor:
         return replace(self, network=self.augmented)
 
     def predict_frames(
-        self, frames: Iterable[Frame], score_thr: float | None = None, batch_size: int = 1
+        self,
+        frames: Iterable[Frame],
+        score_thr: float | None = None,
+        batch_size: int = 1,
+        tiling: Tiling | None = None,
+        on_tile: OnTile | None = None,
     ) -> Iterator[Result]:
-        """Predict what `read_sources` yields, as `predict` does."""
+        """Predict what `read_sources` yields, as `predict` does.
+
+        ``on_tile`` is told how many tiles of an image are done, and of how many.
+        """
         if batch_size < 1:
             raise UserError(f'batch_size={batch_size}: at least 1')
         if score_thr is not None and not self.detects:
             raise UserError('score_thr is for detection; label maps have no scores')
         threshold = SCORE_THR if score_thr is None else score_thr
         raw = in_batches(self.network, frames, batch_size)
+        if tiling is not None:
+            tiles = TilePredictor(self.network, tiling, len(self.classes), batch_size, on_tile)
+            raw = ((frame, self._of_tiles(tiles, frame, threshold)) for frame in frames)
         return (self.result_of(frame, found, threshold) for frame, found in raw)
+
+    def labels_by_rows(
+        self, frame: Frame, batch_size: int, tiling: Tiling, on_tile: OnTile | None = None
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield the labels of an image from top to bottom, (h, W) each, of a segmentor's tiles."""
+        return TilePredictor(self.network, tiling, len(self.classes), batch_size, on_tile).label(
+            frame.image
+        )
+
+    def _of_tiles(self, tiles: TilePredictor, frame: Frame, score_thr: float) -> Raw:
+        if self.detects:
+            return tiles.detect(frame.image, score_thr)
+        # The one array as large as the image; `labels_by_rows` goes without.
+        labels = np.empty(frame.image.shape[:2], self._depth)
+        top = 0
+        for rows in tiles.label(frame.image):
+            labels[top : top + len(rows)] = rows
+            top += len(rows)
+        return cast(Raw, labels)
+
+    @property
+    def _depth(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint8 if len(self.classes) <= 256 else np.uint16
 
     def result_of(self, frame: Frame, found: Raw, score_thr: float = SCORE_THR) -> Result:
         """Return what users get of a raw prediction.
@@ -155,44 +197,7 @@ class Predictor:
         )
         if isinstance(found, Instances):
             return Detections(**common, **found.above(score_thr)._asdict())
-        depth = np.uint8 if len(self.classes) <= 256 else np.uint16
-        return Segmentation(**common, labels=found.astype(depth, copy=False))
-
-
-def in_batches(
-    network: Network, frames: Iterable[Frame], batch_size: int
-) -> Iterator[tuple[Frame, Raw]]:
-    """Predict frames in batches of one size each; yield them in their order.
-
-    At most 4 batches are read before the oldest frame that has no prediction yet.
-    """
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    waiting: dict[int, tuple[Frame, Prepared]] = {}
-    done: dict[int, tuple[Frame, Raw]] = {}
-
-    def forward(size: tuple[int, ...]) -> None:
-        numbers = groups.pop(size)
-        group = [waiting.pop(number) for number in numbers]
-        found = network.forward([prepared for _, prepared in group])
-        for number, (frame, _), each in zip(numbers, group, found, strict=True):
-            done[number] = frame, each
-
-    first = 0
-    for number, frame in enumerate(frames):
-        prepared = network.prepare(frame.image)
-        waiting[number] = frame, prepared
-        groups[prepared.size].append(number)
-        if len(groups[prepared.size]) == batch_size:
-            forward(prepared.size)
-        elif len(waiting) + len(done) >= _WAITING * batch_size:
-            forward(waiting[first][1].size)
-        while first in done:
-            yield done.pop(first)
-            first += 1
-    for size in list(groups):
-        forward(size)
-    for _, each in sorted(done.items()):
-        yield each
+        return Segmentation(**common, labels=found.astype(self._depth, copy=False))
 
 
 def load_predictor(

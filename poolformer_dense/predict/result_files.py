@@ -15,9 +15,12 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..data.decoding import quiet_decoders
 from ..errors import UserError
+from .label_file import write_label_rows
 from .media import Frame, Image, describe_video, distinct_names, is_video, read_sources
 from .predictor import Predictor
 from .results import Entry, Result, Segmentation, write_image, write_whole
+from .tiles import Tiling
+from .windows import TiffRows
 
 
 @dataclass
@@ -90,6 +93,7 @@ def infer_files(
     batch_size: int = 1,
     pictures: bool = True,
     report: Callable[[str], None] = print,
+    tiling: Tiling | None = None,
 ) -> tuple[int, list[Path]]:
     """Predict images and videos and write everything below a folder, with a progress bar.
 
@@ -103,6 +107,8 @@ def infer_files(
         batch_size: Images of one forward pass.
         pictures: Whether to draw.
         report: Takes one line for each file that can't be read, or of which not all is.
+        tiling: Predict in tiles of this kind. Of images that are then read by rows no picture is
+            drawn, and label maps are written by rows.
 
     Returns:
         How many images and frames have a result, and the files that can't be read.
@@ -134,10 +140,13 @@ def infer_files(
 
         def frames() -> Iterator[Frame]:
             read = dict.fromkeys(announced, 0)
-            ahead = 2 * batch_size + 2
-            for frame in read_sources(ordered, predictor.decoder, refuse, ahead):
+            ahead = 2 * batch_size + 2 if tiling is None else 1
+            rows_from = None if tiling is None else tiling.size
+            for frame in read_sources(ordered, predictor.decoder, refuse, ahead, rows_from):
                 if frame.remark:
                     report(f'note on {frame.path}: {frame.remark}')
+                if pictures and isinstance(frame.image, TiffRows):
+                    report(f'note on {frame.path}: it is read by rows, so no picture is drawn')
                 if frame.path in read:
                     read[frame.path] += 1
                 yield frame
@@ -146,13 +155,37 @@ def infer_files(
                     said = f'{count} of the {announced[path]} frames that it announces'
                     report(f'note on {path}: only {said} can be decoded')
 
-        for found in predictor.predict_frames(frames(), score_thr, batch_size):
+        tiles = None if tiling is None else progress.add_task('tiles of it', total=None)
+
+        def show_tiles(count: int, total: int) -> None:
+            if tiles is not None:
+                progress.update(tiles, completed=count, total=total)
+
+        def small_frames() -> Iterator[Frame]:
+            nonlocal done
+            for frame in frames():
+                if tiling is None or predictor.detects or not isinstance(frame.image, TiffRows):
+                    yield frame
+                    continue
+                assert frame.path is not None
+                rows = predictor.labels_by_rows(frame, batch_size, tiling, show_tiles)
+                path = out / 'labels' / f'{names[frame.path]}.png'
+                height, width = frame.image.shape[:2]
+                write_label_rows(path, rows, (height, width), len(predictor.classes))
+                done += 1
+                progress.advance(task)
+
+        results = predictor.predict_frames(
+            small_frames(), score_thr, batch_size, tiling, show_tiles
+        )
+        for found in results:
             path = found.path
             assert path is not None
             writer.add(names[path], found)
-            if pictures and found.frame is None:
+            drawn = pictures and not isinstance(found.image, TiffRows)
+            if drawn and found.frame is None:
                 write_image(_picture_path(out, names[path], path.suffix), found.draw())
-            elif pictures:
+            elif drawn:
                 film.add(path, found.draw())
             done += 1
             progress.advance(task)

@@ -67,7 +67,7 @@ def test_label_maps_of_all_inputs_read(call, root, checkpoints, tmp_path):
     _draw(tmp_path / 'images', 4, 0)
     done = call(
         'infer.py', root / 'configs/demo/fpn_poolformer_s12.py', checkpoints['fpn'],
-        'images/*/*.jpg', 'images/pixel.png', '--no-pictures', '--device', 'cpu',
+        'images/*/*.jpg', 'images/pixel.png', '--no-pictures', '--device', 'cpu', '--tile', 80,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = tmp_path / 'work_dirs/demo/fpn_poolformer_s12/predictions'
@@ -83,6 +83,9 @@ def test_label_maps_of_all_inputs_read(call, root, checkpoints, tmp_path):
         ('retinanet', ['.'], '.: no image or video is in this folder'),
         ('retinanet', ['.', '--batch', 0], '--batch 0: at least 1'),
         ('retinanet', ['x.jpg', '--device', 'cuda:77'], '--device cuda:77: torch can not use it'),
+        ('fpn', ['x.jpg', '--tile', 0], 'tile=0: it is the side'),
+        ('fpn', ['x.jpg', '--tile', 64, '--overlap', 1], 'overlap=1.0: it is a part'),
+        ('fpn', ['x.jpg', '--overlap', 0.3], 'give --tile SIZE too'),
         ('fpn', ['x.jpg', '--dtype', 'float16', '--device', 'cpu'], 'dtype float16: on a CPU'),
         ('fpn', ['x.jpg', '--score-thr', 0.5], '--score-thr is for detection'),
     ],
