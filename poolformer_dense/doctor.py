@@ -197,7 +197,8 @@ def diagnose() -> list[Diagnosis]:
         for requirement in read_needs(part):
             needed = part != 'tests' and requirement.name not in TOOLBOXES
             if part != 'optional' or requirement.name in dists:
-                rows.append(check_version(requirement, dists, needed))
+                row = check_version(requirement, dists, needed)
+                rows += [row] if row not in rows else []
     rows += check_doubles(dists)
     _, _, mmdet, mmseg = FAMILIES[stack]
     modules = ['torch', 'cv2', 'mmengine', 'mmcv._ext']

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,16 +123,3 @@ def test_an_outdated_stamp_does_not_count(tmp_path):
 def test_scripts_are_valid_bash():
     for script in (ROOT / 'tools').glob('*.sh'):
         subprocess.run(['bash', '-n', script], check=True)
-
-
-def test_metadata_reads_the_requirement_files():
-    # setuptools reads the requirement files too, and knows no pip options
-    code = (
-        'from setuptools.config.setupcfg import read_configuration as read\n'
-        'options = read("setup.cfg")["options"]\n'
-        'assert any(line.startswith("torch>=") for line in options["install_requires"])\n'
-        'extras = options["extras_require"]\n'
-        'assert set(extras) == {"onedl", "openmmlab", "tests", "optional", "export"}\n'
-        'assert "onedl-mmcv==2.3.6" in extras["onedl"], extras\n'
-    )
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, check=True)
