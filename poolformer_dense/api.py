@@ -241,22 +241,29 @@ def export(
     paste: bool = False,
     dtype: str = 'float32',
     fuse: bool = False,
+    int8: str | None = None,
+    calibration_images: int = 64,
+    max_drop: float | None = None,
     images: Sequence[PathLike] = (),
     overrides: Overrides = None,
     unsafe_load: bool = False,
 ) -> Exported:
-    """Write a model as ONNX or as a program of torch, and compare the file with the model.
+    """Write a model for ONNX, OpenVINO or torch.export, and compare the file with the model.
 
     Args:
         config: As in `load`.
         checkpoint: As in `load`.
-        path: The file: ``.onnx``, or ``.pt2`` for a program of torch.export.
+        path: The file: ``.onnx``, ``.xml`` for OpenVINO, or ``.pt2`` for a program of torch.export.
         size: Height and width of the image; what the test pipeline makes of 480 x 640 if not given.
         dynamic: Take any batch, height and width.
         nms: Apply NMS in the graph, of a detector of one stage; others always do.
         paste: Masks of the size of the image, not of a grid over each box.
         dtype: Of stored weights: ``float32`` or ``bfloat16``.
         fuse: Fold the backbone's norms and layer scales first.
+        int8: Compute in 8-bit integers, scaled by these images: ``train`` or ``val`` for the
+            config's, or a folder (OpenVINO).
+        calibration_images: How many of them.
+        max_drop: Keep layers in float32 until AP or mIoU falls by no more points.
         images: Files to compare on; drawn scenes if there are none.
         overrides: As in `load`.
         unsafe_load: As in `load`.
@@ -276,6 +283,9 @@ def export(
             paste=paste,
             dtype=dtype,
             fuse=fuse,
+            int8=int8,
+            calibration_count=calibration_images,
+            max_drop=max_drop,
             images=[os.fspath(image) for image in images],
         )
 

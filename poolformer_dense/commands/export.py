@@ -20,7 +20,7 @@ from ..terminal import say
 if TYPE_CHECKING:
     from ..exporting.parity import Parity
 
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 SMALLEST = 32  # as the library has it, which takes seconds to import
 
 
@@ -29,8 +29,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add_config(parser)
     add('checkpoint', help='checkpoint file or URL')
-    add('--to', choices=SUFFIXES, required=True, help='.onnx or .pt2')
-    add('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx or .pt2)')
+    add('--to', choices=SUFFIXES, required=True, help='.onnx, .xml with .bin, or .pt2')
+    add('--out', type=Path, help='the file (work_dirs/CONFIG/CONFIG.onnx, .xml or .pt2)')
     add('--dynamic', action='store_true', help='any batch, height and width')
     add(
         '--size',
@@ -42,6 +42,19 @@ def parse_args() -> argparse.Namespace:
     add('--nms', action='store_true', help="NMS in the graph (RetinaNet; Mask R-CNN's always is)")
     add('--paste', action='store_true', help='masks of the size of the image, not of 28 x 28 bins')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of stored weights')
+    add(
+        '--int8',
+        metavar='CALIBRATION',
+        help='compute in 8-bit integers (OpenVINO), scaled by images: train or val for the '
+        "config's, or a folder",
+    )
+    add('--calibration-images', type=int, default=64, metavar='N', help='of --int8 (64)')
+    add(
+        '--max-drop',
+        type=float,
+        metavar='POINTS',
+        help="keep layers in float32 until AP or mIoU on the config's test data falls by no more",
+    )
     add('--fuse', action='store_true', help='fold norms and layer scales of the backbone first')
     add('--parity', nargs='+', default=[], metavar='IMAGE', help='compare on these (drawn ones)')
     add_unsafe_load(parser)
@@ -54,6 +67,7 @@ def print_parity(title: str, parity: Parity, unit: str) -> None:
         f'{title} (batches {sizes}):\n'
         f'  largest raw error, of the largest magnitude: {parity.worst:.2e}\n'
         f'  {unit}: {parity.same} of {parity.total} agree ({parity.agreement:.4%})'
+        + (f'; {parity.ties} more are there or not by a tie' if parity.ties else '')
     )
 
 
@@ -78,14 +92,20 @@ def main() -> None:
         paste=args.paste,
         dtype=args.dtype,
         fuse=args.fuse,
+        int8=args.int8,
+        calibration_images=args.calibration_images,
+        max_drop=args.max_drop,
         images=args.parity,
         unsafe_load=args.unsafe_load,
     )
-    say(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+    weights = path.with_suffix('.bin') if args.to == 'openvino' else path
+    say(f'{path}: {weights.stat().st_size / 1e6:.1f} MB')
     if exported.rounding is not None:
         title = 'with the float32 weights, to see what the rounding does'
         print_parity(title, exported.rounding, exported.unit)
     print_parity('with the model', exported.parity, exported.unit)
-    if not exported.parity.holds:
+    if args.int8:
+        print(f'8 bits change results: tools/test.py {args.config} {path} tells by how much')
+    elif not exported.parity.holds:
         print('the file does NOT compute what the model does')
         sys.exit(1)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 from backbones.version import __version__
 
 from ..data.decoding import Unreadable, read_image
 from ..errors import UserError
+from ..predict.media import find_media
 from ..predict.predictor import Predictor
+from ..runner import build_runner
+from ..runtimes.exported import evaluate_exported
 from ..runtimes.outputs import Array
-from ..runtimes.runtime import Run
+from ..runtimes.runtime import Run, Runtime, need, open_runtime
 from .base import Graph
 from .graphs import LabelGraph, build_graph, describe_nms
 from .program import store_in_bfloat16, trace, write_program
@@ -33,7 +41,8 @@ def write_export(
 
     Args:
         predictor: The model, on the CPU.
-        path: The file to write: ``.onnx``, or ``.pt2`` for a program of torch.export.
+        path: The file to write: ``.onnx``, ``.xml`` for OpenVINO with a ``.bin`` beside it, or
+            ``.pt2`` for a program of torch.export.
         size: Height and width of the image; None leaves them and the batch open.
         bfloat16: Store weights in bfloat16.
         nms: Apply NMS to the boxes of a detector of one stage.
@@ -55,13 +64,95 @@ def write_export(
     metadata['weights'] = 'bfloat16, cast to float32' if bfloat16 else 'float32'
     if portable:
         return graph, write_program(trace(graph, size), path, metadata)
-    try:
-        from .onnx_file import write_onnx
-    except ImportError as error:
-        raise UserError(
-            f'--to onnx needs {error.name}: pip install -r requirements/export.txt'
-        ) from error
-    return graph, write_onnx(trace(graph, size), graph.outputs, path, metadata)
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        need(package, 'export')
+    from .onnx_file import write_onnx
+
+    if path.suffix == '.onnx':
+        return graph, write_onnx(trace(graph, size), graph.outputs, path, metadata)
+    need('openvino', 'openvino')
+    from .openvino_file import convert_model, write_openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(trace(graph, size), graph.outputs, Path(folder, 'model.onnx'), metadata)
+        write_openvino(convert_model(Path(folder, 'model.onnx'), metadata), path)
+    return graph, open_runtime(path).run
+
+
+def quantize_file(
+    predictor: Predictor, path: Path, images: Sequence[Array], max_drop: float | None = None
+) -> Run:
+    """Replace a file of OpenVINO by one that computes in 8-bit integers; return what runs it.
+
+    Args:
+        predictor: The model that was exported; its config has the data for ``max_drop``.
+        path: The ``.xml`` file.
+        images: What activations are scaled by, (H, W, 3) uint8, BGR, as the test pipeline resizes
+            them.
+        max_drop: By how many points AP or mIoU on the config's test data may fall; layers stay in
+            float32 until it does not fall more. None does not look at it.
+
+    Raises:
+        UserError: NNCF is missing, or the evaluation has no metric.
+    """
+    need('nncf', 'nncf')
+    from .openvino_file import quantize, read_model, write_openvino
+
+    runtime = open_runtime(path)
+    batches = [batch[:1] for batch in parity_batches(images, runtime.size)]
+    evaluate = None if max_drop is None else _evaluation(predictor.cfg, path, runtime)
+    drop = None if max_drop is None else max_drop / 100
+    write_openvino(quantize(read_model(path), batches, evaluate, drop), path)
+    return open_runtime(path).run
+
+
+def _evaluation(cfg: Config, path: Path, runtime: Runtime) -> Callable[[Run], float]:
+    """Return what measures AP or mIoU, from 0 to 1, of something that runs."""
+    cfg = copy.deepcopy(cfg)
+    evaluate_exported(cfg, str(path))
+    runner = build_runner(cfg)
+
+    def evaluate(run: Run) -> float:
+        runner.model.use(replace(runtime, run=run))
+        metrics = runner.test()
+        return metric_of(metrics)
+
+    return evaluate
+
+
+def metric_of(metrics: Mapping[str, float]) -> float:
+    """Return AP or mIoU, from 0 to 1, out of what an evaluation prints.
+
+    Raises:
+        UserError: It has neither.
+    """
+    for name, whole in (('segm_mAP', 1), ('bbox_mAP', 1), ('mIoU', 100), ('mAP', 1)):
+        for key, value in metrics.items():
+            if key.split('/')[-1] == name:
+                return float(value) / whole
+    raise UserError(f'no AP or mIoU among what was measured: {", ".join(metrics) or "nothing"}')
+
+
+def calibration_images(predictor: Predictor, source: str, count: int) -> list[Array]:
+    """Return images that stand for what a model will see, as `read_resized` does.
+
+    Args:
+        predictor: The model.
+        source: ``train`` or ``val`` for the config's own data, or a folder, an image, a pattern.
+        count: How many, evenly from all.
+
+    Raises:
+        UserError: There is none, or one can't be read.
+    """
+    if source in ('train', 'val'):
+        cfg = predictor.cfg
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
+            dataset = datasets.build(dict(cfg[f'{source}_dataloader'].dataset, pipeline=[]))
+        paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
+    else:
+        paths = find_media([source])[0]
+    step = max(1, len(paths) // count)
+    return list(read_resized(predictor, paths[::step][:count], '--int8'))
 
 
 def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
@@ -111,8 +202,15 @@ def usual_size(predictor: Predictor) -> tuple[int, int]:
     return height, width
 
 
-def read_resized(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Array]:
+def read_resized(
+    predictor: Predictor, paths: Iterable[Path], option: str = '--parity'
+) -> Iterator[Array]:
     """Yield images (H, W, 3), uint8, BGR, as the test pipeline resizes them.
+
+    Args:
+        predictor: The model.
+        paths: The images.
+        option: What named them.
 
     Raises:
         UserError: One can't be read.
@@ -121,7 +219,7 @@ def read_resized(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Array]
         try:
             image = read_image(path, predictor.decoder).pixels
         except Unreadable as error:
-            raise UserError(f'--parity {path}: {error}') from error
+            raise UserError(f'{option} {path}: {error}') from error
         yield predictor.prepare(image)['inputs'].numpy().transpose(1, 2, 0)
 
 

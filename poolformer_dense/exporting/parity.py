@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ MIN_SAME_LABELS = 0.9999
 # detection is then found from its neighbour.
 MIN_IOU_FROM_PROPOSALS = 0.99
 MIN_SAME_FROM_PROPOSALS = 0.99
+# A decision between values nearer than this is a tie: rounding makes it.
+TIE = 1e-3
 
 
 @dataclass
@@ -37,6 +39,9 @@ class Parity:
         errors: By raw output, the largest difference as a part of that output's largest magnitude.
         same: Detections with a partner of the same label, an IoU >= 0.999 (0.99 with two stages),
             and masks with one >= 0.99; or pixels of the same label.
+        ties: Detections without a partner, of either side, that are there or not by a tie: their
+            score equals a threshold or that of a rival, or their overlap with it equals that of
+            NMS, up to rounding. They count neither as same nor in the total.
         total: Detections of the side that has more, or pixels.
         enough: The part that must be the same.
         sizes: (B, H, W) of what was compared.
@@ -44,6 +49,7 @@ class Parity:
 
     errors: dict[str, float] = field(default_factory=dict)
     same: int = 0
+    ties: int = 0
     total: int = 0
     enough: float = 1.0
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -91,10 +97,13 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
             parity.same += int((results.numpy() == found['labels']).sum())
             parity.total += results.numel()
         else:
-            own = read_detections(found, describe_nms(graph))
-            for each, expected in zip(own, results, strict=True):
-                parity.same += count_same(expected, _pasted(each, images.shape[2:]), min_iou)
-                parity.total += max(len(expected), len(each))
+            nms = describe_nms(graph)
+            for each, expected in zip(read_detections(found, nms), results, strict=True):
+                pairs = find_pairs(expected, _pasted(each, images.shape[2:]), min_iou)
+                lost = count_lost(expected, each, pairs, nms)
+                parity.same += len(pairs)
+                parity.total += len(pairs) + max(each.lost for each in lost)
+                parity.ties += sum(each.ties for each in lost)
         batch, _, height, width = images.shape
         parity.sizes.append((batch, height, width))
     return parity
@@ -132,21 +141,77 @@ def _pasted(found: Objects, size: tuple[int, ...]) -> Objects:
     return Objects(found.boxes, found.scores, found.labels, np.stack(masks) if masks else None)
 
 
-def count_same(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> int:
-    """Count the detections of one list that have a partner in the other, each used once."""
+def find_pairs(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> list[tuple[int, int]]:
+    """Return which detections of two lists are partners, each of at most one."""
     if not len(expected) or not len(own):
-        return 0
-    overlap = bbox_overlaps(torch.from_numpy(expected.boxes), torch.from_numpy(own.boxes)).numpy()
-    overlap *= expected.labels[:, None] == own.labels
-    same = 0
+        return []
+    overlap = _overlaps(expected, own)
+    pairs = []
     for i, row in enumerate(overlap):
         candidates = np.flatnonzero(row >= min_iou)
         for best in candidates[np.argsort(-row[candidates])]:
             if _same_mask(expected.masks, own.masks, i, best):
                 overlap[:, best] = 0
-                same += 1
+                pairs.append((i, int(best)))
                 break
-    return same
+    return pairs
+
+
+class Lost(NamedTuple):
+    """Detections of one side that have no partner on the other."""
+
+    lost: int
+    ties: int
+
+
+def count_lost(
+    expected: Objects, own: Objects, pairs: Sequence[tuple[int, int]], nms: Mapping[str, Any]
+) -> list[Lost]:
+    """Count what has no partner, on both sides, those by a tie apart.
+
+    Args:
+        expected: The model's detections.
+        own: The export's.
+        pairs: Of `find_pairs`.
+        nms: Of `describe_nms`.
+    """
+    counts = []
+    for side, one, other in ((0, expected, own), (1, own, expected)):
+        alone = np.setdiff1d(np.arange(len(one)), [pair[side] for pair in pairs])
+        ties = sum(_is_tie(one, i, other, nms) for i in alone)
+        counts.append(Lost(len(alone) - ties, ties))
+    return counts
+
+
+def _is_tie(one: Objects, i: int, other: Objects, nms: Mapping[str, Any]) -> bool:
+    """Whether a detection is missing on the other side by a decision between equal values."""
+    score = one.scores[i]
+    limits = [nms['score_thr']]
+    if nms['max_per_img'] in (len(one), len(other)):
+        limits.append(min(each.scores.min() for each in (one, other) if len(each)))
+    if any(abs(score - limit) < TIE for limit in limits):
+        return True
+    alone = Objects(one.boxes[[i]], one.scores[[i]], one.labels[[i]])
+    for rivals in (one, other):
+        if not len(rivals):
+            continue
+        overlap = _overlaps(alone, rivals)[0]
+        threshold = nms['settings']['iou_threshold']
+        near = np.abs(overlap - threshold) < TIE
+        equal = (overlap > threshold) & (np.abs(rivals.scores - score) < TIE)
+        if rivals is one:
+            equal[i] = False
+        if (near | equal).any():
+            return True
+    return False
+
+
+def _overlaps(one: Objects, other: Objects) -> Array:
+    """IoU of boxes of the same label, 0 of others, (N, M)."""
+    overlap: Array = bbox_overlaps(
+        torch.from_numpy(one.boxes), torch.from_numpy(other.boxes)
+    ).numpy()
+    return overlap * (one.labels[:, None] == other.labels)
 
 
 def _same_mask(expected: Array | None, own: Array | None, i: int, j: int) -> bool:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..exporting.exporter import parity_batches, read_resized, usual_size, write_export
+from ..exporting.exporter import (
+    calibration_images,
+    parity_batches,
+    quantize_file,
+    read_resized,
+    usual_size,
+    write_export,
+)
 from ..exporting.parity import Array, Parity, measure_parity
 from ..exporting.program import SMALLEST, round_weights
 from ..predict.media import find_media
@@ -18,7 +25,7 @@ from .shapes import draw_scene
 # Long and short sides of the drawn images that a dynamic export is compared on.
 DRAWN = ((128, 96), (101, 67), (224, 160), (517, 333), (1088, 800))
 DTYPES = ('float32', 'bfloat16')
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,9 @@ def export_compared(
     paste: bool = False,
     dtype: str = 'float32',
     fuse: bool = False,
+    int8: str | None = None,
+    calibration_count: int = 64,
+    max_drop: float | None = None,
     images: Sequence[str] = (),
 ) -> Exported:
     """Write an export and compare it; see `poolformer_dense.export`.
@@ -63,12 +73,21 @@ def export_compared(
         raise UserError(f'{path}: an export is a {" or a ".join(SUFFIXES.values())} file')
     if dtype not in DTYPES:
         raise UserError(f'dtype={dtype!r}: {" or ".join(DTYPES)}')
+    if int8 and path.suffix != '.xml':
+        raise UserError('--int8 is for --to openvino, whose files are .xml')
+    if max_drop is not None and not int8:
+        raise UserError('--max-drop is for --int8')
+    if calibration_count < 1:
+        raise UserError(f'--calibration-images {calibration_count}: at least 1')
     paths = find_media(images)[0] if images else []
     reference = copy.deepcopy(predictor.model)
     if fuse:
         fold(predictor.model)
     fixed = None if dynamic else size or usual_size(predictor)
     graph, run = write_export(predictor, path, fixed, dtype == 'bfloat16', nms, paste)
+    if int8:
+        scales = calibration_images(predictor, int8, calibration_count)
+        run = quantize_file(predictor, path, scales, max_drop)
 
     def compare_with_reference() -> Parity:
         scenes = read_resized(predictor, paths) if paths else _drawn_scenes(fixed)

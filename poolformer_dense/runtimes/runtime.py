@@ -113,7 +113,8 @@ def _open_openvino(path: Path) -> Runtime:
     texts = {}
     if model.has_rt_info('poolformer_dense'):
         info = model.get_rt_info('poolformer_dense').value
-        texts = {name: value.value for name, value in info.items()}
+        # Text after reading a file, and a container for it before.
+        texts = {name: getattr(value, 'value', value) for name, value in info.items()}
     shape = model.input(0).get_partial_shape()
     size = _fixed([None if each.is_dynamic else each.get_length() for each in shape])
     return Runtime(run_openvino(model), _parsed(texts), size)
@@ -125,7 +126,11 @@ def run_openvino(model: Any) -> Run:
 
     # Some CPUs would compute in bfloat16 otherwise.
     settings = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
-    compiled = openvino.Core().compile_model(model, 'CPU', settings)
+    return run_compiled(openvino.Core().compile_model(model, 'CPU', settings))
+
+
+def run_compiled(compiled: Any) -> Run:
+    """Return a function that runs a compiled model of OpenVINO."""
     names = [each.get_any_name() for each in compiled.outputs]
 
     def run(images: Array) -> dict[str, Array]:

@@ -72,6 +72,8 @@ def test_a_file_of_one_size_agrees_on_given_images(run, config, checkpoint, tmp_
         (['--to', 'onnx', '--size', 8, 8], '--size: at least 32 32'),
         (['--to', 'onnx', '--out', 'x.pt2'], '--to onnx writes a .onnx file'),
         (['--to', 'torch-export', '--nms'], '--nms is for detectors'),
+        (['--to', 'onnx', '--int8', 'val'], '--int8 is for --to openvino'),
+        (['--to', 'openvino', '--max-drop', 1], '--max-drop is for --int8'),
         (['--to', 'onnx', '--paste'], '--paste is for detectors with masks'),
         (['--to', 'onnx', '--parity', 'gone.jpg'], 'gone.jpg: it does not exist'),
         (['--to', 'torch-export', '--size', 32, 32, '--parity', 'bad.jpg'], '--parity bad.jpg: '),

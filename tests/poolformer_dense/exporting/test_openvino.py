@@ -1,0 +1,114 @@
+"""OpenVINO's files: the same results, inside the description; 8 bits, within a drop of mIoU."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from poolformer_dense.config.overrides import apply_overrides
+from poolformer_dense.errors import UserError
+from poolformer_dense.exporting.exporter import (
+    calibration_images,
+    metric_of,
+    parity_batches,
+    quantize_file,
+    write_export,
+)
+from poolformer_dense.exporting.parity import measure_parity
+from poolformer_dense.runtimes.runtime import open_runtime
+from tests.tiny_models import tiny_predictor
+
+openvino = pytest.importorskip('openvino')
+
+
+@pytest.fixture(scope='module')
+def segmentor(root, shapes, tmp_path_factory):
+    """A tiny segmentor of drawn shapes, its graph and its file."""
+    folder = tmp_path_factory.mktemp('segmentor')
+    predictor = tiny_predictor(root, 'fpn', folder / 'weights.pth')
+    apply_overrides(predictor.cfg, {'data_root': str(shapes / 'ade')})
+    predictor.cfg.work_dir = str(folder / 'run')
+    graph, _ = write_export(predictor, folder / 'model.xml', None)
+    return predictor, graph, folder / 'model.xml'
+
+
+def test_a_file_computes_what_its_model_does(segmentor):
+    predictor, graph, path = segmentor
+    runtime = open_runtime(path)
+    assert runtime.description['classes'] == predictor.classes
+    assert runtime.description['in_graph']['mean'] == [123.675, 116.28, 103.53]
+    assert runtime.size is None
+    images = calibration_images(predictor, 'val', 2)
+    parity = measure_parity(graph, predictor.model, runtime.run, parity_batches(images, None))
+    assert parity.holds
+    assert parity.errors['logits'] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['retinanet', 'mask_rcnn', 'cascade'])
+def test_a_detectors_file_finds_the_same(root, tmp_path, head):
+    predictor = tiny_predictor(root, head, tmp_path / 'weights.pth')
+    graph, run = write_export(predictor, tmp_path / 'model.xml', None, nms=True)
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, 224) * rng.random((2, 3, 1, 1))
+    images = (ramp + rng.integers(0, 55, (2, 3, 160, 224))).astype(np.uint8)
+    parity = measure_parity(graph, predictor.model, run, [images])
+    assert parity.agreement >= 0.98
+    assert parity.total > 100
+    images[1] = 0
+    for name, value in run(images).items():
+        np.testing.assert_allclose(value[0], run(images[:1])[name][0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_quantized_weights_take_less_than_half(segmentor, tmp_path):
+    pytest.importorskip('nncf')
+    predictor, _, path = segmentor
+    copy = tmp_path / 'int8.xml'
+    for suffix in ('.xml', '.bin'):
+        copy.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    images = calibration_images(predictor, 'train', 4)
+    run = quantize_file(predictor, copy, images)
+    ratio = copy.with_suffix('.bin').stat().st_size / path.with_suffix('.bin').stat().st_size
+    assert ratio < 0.5
+    runtime = open_runtime(copy)
+    assert runtime.description['classes'] == predictor.classes
+    [batch] = parity_batches(images[:1], None)
+    logits, expected = run(batch)['logits'], open_runtime(path).run(batch)['logits']
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 1e-4 < error < 0.2
+
+
+def test_layers_stay_in_float32_until_the_drop_is_allowed(segmentor, tmp_path, monkeypatch):
+    nncf = pytest.importorskip('nncf')
+    predictor, _, path = segmentor
+    asked = {}
+
+    def control(model, data, validation, evaluate, **settings):
+        asked.update(settings, metric=evaluate(openvino.Core().compile_model(model, 'CPU'), None))
+        return model
+
+    monkeypatch.setattr(nncf, 'quantize_with_accuracy_control', control)
+    copy = tmp_path / 'int8.xml'
+    for suffix in ('.xml', '.bin'):
+        copy.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    quantize_file(predictor, copy, calibration_images(predictor, 'train', 2), max_drop=0.5)
+    assert asked['max_drop'] == pytest.approx(0.005)
+    assert asked['drop_type'] == nncf.DropType.ABSOLUTE
+    assert 0 < asked['metric'] < 1
+
+
+def test_the_metric_is_ap_of_masks_before_boxes():
+    assert metric_of({'coco/bbox_mAP': 0.4, 'coco/segm_mAP': 0.3}) == 0.3
+    assert metric_of({'aAcc': 90.0, 'mIoU': 50.0}) == 0.5
+    with pytest.raises(UserError, match='no AP or mIoU among what was measured: aAcc'):
+        metric_of({'aAcc': 90.0})
+
+
+def test_missing_weights_are_named(segmentor, tmp_path):
+    _, _, path = segmentor
+    (tmp_path / 'model.xml').write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=re.escape('its weights, model.bin, are not beside it')):
+        open_runtime(tmp_path / 'model.xml')
