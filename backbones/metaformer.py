@@ -99,6 +99,7 @@ class MetaFormer(BaseModule):
 
     Attributes:
         out_channels: Channels of each output, as a neck's ``in_channels`` needs them.
+        out_strides: Pixels of the image from one value of each output to the next.
 
     Raises:
         ValueError: An argument is outside what is named above.
@@ -141,6 +142,7 @@ class MetaFormer(BaseModule):
         self.arch = replace(resolve_arch(arch, self.presets), **changes)
         self.out_indices = _checked_out_indices(out_indices)
         self.out_channels = tuple(self.arch.dims[i] for i in self.out_indices)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
         num_stages = self.out_indices[-1] + 1
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
