@@ -14,6 +14,7 @@ COMMANDS = {
     'test': 'test',
     'infer': 'infer',
     'export': 'export',
+    'publish': 'publish',
     'report': 'report',
     'prepare-data': 'prepare_data',
     'convert-data': 'convert_data',

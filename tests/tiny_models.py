@@ -63,5 +63,6 @@ def tiny_predictor(root: Path, head: str, path: Path) -> Predictor:
             value.normal_(std=(fully if last else 1) * (value[0].numel()) ** -0.5)
         elif name.endswith('running_var'):
             value.uniform_(0.5, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, path)
     return load_predictor(cfg, str(path), 'cpu')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .archive import read_records
+from .digest import digest
 from .refusals import Refused, damaged, first_line, forged, holds_code
 from .seal import ZIP_SIGNATURE
 from .unpickling import unpickle
@@ -123,8 +125,11 @@ def read_old(file: BufferedReader, size: int, device: torch.device) -> Any:
     return checkpoint
 
 
-def read_safetensors(file: BufferedReader, size: int, device: torch.device) -> dict[str, Tensor]:
+def read_safetensors(file: BufferedReader, size: int, device: torch.device) -> dict[str, Any]:
     """Read a ``.safetensors`` file.
+
+    What tools/publish.py wrote is returned as a checkpoint that tells its classes; its tensors must
+    have their checksum.
 
     Args:
         file: The file.
@@ -135,7 +140,18 @@ def read_safetensors(file: BufferedReader, size: int, device: torch.device) -> d
         tensors = safetensors.torch.load_file(file.name)
     except (safetensors.SafetensorError, ValueError) as error:
         raise _not_safetensors(first_line(error)) from error
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    with safetensors.safe_open(file.name, 'pt') as opened:
+        header = opened.metadata() or {}
+    if 'sha256' in header and header['sha256'] != digest(tensors):
+        raise damaged('its tensors do not have the checksum in its header')
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    try:
+        classes = json.loads(header['classes'])
+    except (KeyError, ValueError):
+        return tensors
+    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+        return tensors
+    return {'state_dict': tensors, 'meta': {'dataset_meta': {'classes': tuple(classes)}}}
 
 
 # By what `check_container` returns.
