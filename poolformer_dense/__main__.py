@@ -24,6 +24,7 @@ COMMANDS = {
     'convert-checkpoint': 'convert_checkpoint',
     'analyze': 'analyze_model',
     'benchmark': 'benchmark',
+    'benchmark-step': 'benchmark_step',
     'benchmark-evaluation': 'benchmark_evaluation',
     'estimate-communication': 'estimate_communication',
     'build-ops': 'build_ops',

@@ -4,6 +4,16 @@ Command: tools/train.py configs/small/fpn_identity_s12_camvid.py
 Hardware: two CPU cores.
 """
 
-_base_ = 'fpn_poolformer_s12_camvid.py'
+_base_ = [
+    '_base_/fpn_small.py',
+    '_base_/camvid.py',
+    '_base_/schedule_camvid.py',
+    '../_base_/mmseg_runtime.py',
+]
+
 model = dict(backbone=dict(token_mixers='IdentityMixing'))
+default_hooks = dict(
+    logger=dict(interval=50),
+    checkpoint=dict(interval=500, max_keep_ckpts=1, save_best='mIoU'),
+)
 work_dir = 'work_dirs/small/fpn_identity_s12_camvid'

@@ -7,7 +7,13 @@ Command: tools/train.py configs/small/fpn_r18_camvid.py
 Hardware: two CPU cores.
 """
 
-_base_ = 'fpn_poolformer_s12_camvid.py'
+_base_ = [
+    '_base_/fpn_small.py',
+    '_base_/camvid.py',
+    '_base_/schedule_camvid.py',
+    '../_base_/mmseg_runtime.py',
+]
+
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -17,5 +23,9 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
+)
+default_hooks = dict(
+    logger=dict(interval=50),
+    checkpoint=dict(interval=500, max_keep_ckpts=1, save_best='mIoU'),
 )
 work_dir = 'work_dirs/small/fpn_r18_camvid'

@@ -4,6 +4,15 @@ Command: tools/train.py configs/small/retinanet_identity_s12_bccd.py
 Hardware: two CPU cores.
 """
 
-_base_ = 'retinanet_poolformer_s12_bccd.py'
+_base_ = [
+    '_base_/retinanet_small.py',
+    '_base_/bccd.py',
+    '../_base_/mmdet_runtime.py',
+    '_base_/schedule_bccd.py',
+]
+
 model = dict(backbone=dict(token_mixers='IdentityMixing'))
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1, save_best='coco/bbox_mAP')
+)
 work_dir = 'work_dirs/small/retinanet_identity_s12_bccd'

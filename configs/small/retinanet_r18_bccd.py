@@ -7,7 +7,13 @@ Command: tools/train.py configs/small/retinanet_r18_bccd.py
 Hardware: two CPU cores.
 """
 
-_base_ = 'retinanet_poolformer_s12_bccd.py'
+_base_ = [
+    '_base_/retinanet_small.py',
+    '_base_/bccd.py',
+    '../_base_/mmdet_runtime.py',
+    '_base_/schedule_bccd.py',
+]
+
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -19,5 +25,8 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
     ),
     neck=dict(in_channels=[128, 256, 512]),
+)
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1, save_best='coco/bbox_mAP')
 )
 work_dir = 'work_dirs/small/retinanet_r18_bccd'

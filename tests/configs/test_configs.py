@@ -29,6 +29,13 @@ LEAVES = [
     *(f'beyond/fpn_{arch}_plain' for arch in ARCHS if arch.startswith('poolformer_')),
 ]
 DEMOS = [f'demo/{head}_poolformer_s12' for head in ('retinanet', 'mask_rcnn', 'fpn')]
+SMALL = [
+    *(
+        f'small/retinanet_{name}_bccd'
+        for name in ('poolformer_s12', 'identity_s12', 'depthwise_s12', 'r18')
+    ),
+    *(f'small/fpn_{name}_camvid' for name in ('poolformer_s12', 'identity_s12', 'r18')),
+]
 # The numbers of arXiv 2111.11418, Tables 3 and 4, without the unused norm of RetinaNet.
 PARAMETERS = {
     'retinanet_poolformer_s12': 21_653_044,
@@ -53,7 +60,7 @@ def metadata(root) -> dict[str, dict]:
 
 
 leaves = pytest.mark.parametrize('name', LEAVES)
-leaves_and_demos = pytest.mark.parametrize('name', [*LEAVES, *DEMOS])
+all_leaves = pytest.mark.parametrize('name', [*LEAVES, *DEMOS, *SMALL])
 
 
 def test_the_configs_are_these():
@@ -62,10 +69,10 @@ def test_the_configs_are_these():
         for path in CONFIGS.rglob('*.py')
         if not {'_base_', 'ablations'} & set(path.parts)  # ablations have tests of their own
     }
-    assert found == {*LEAVES, *DEMOS}
+    assert found == {*LEAVES, *DEMOS, *SMALL}
 
 
-@leaves_and_demos
+@all_leaves
 def test_file_is_short_and_lists_its_bases(name):
     path = CONFIGS / f'{name}.py'
     assert len(path.read_text().splitlines()) <= 45
@@ -82,7 +89,7 @@ def test_docstring_names_the_config_and_says_what_was_run(name):
     assert said['hardware'] == f'8 GPUs x {batch} images'
 
 
-@leaves_and_demos
+@all_leaves
 def test_everything_builds(load, meta_model, name):
     model, cfg = meta_model(name), load(name)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
