@@ -38,7 +38,10 @@ class Instances(NamedTuple):
 
     def above(self, score_thr: float) -> Instances:
         """Return those with a higher score."""
-        kept = self.scores > score_thr
+        above = self.scores > score_thr
+        count = int(above.sum())
+        # Of sorted ones the first: a view, where masks would be copied.
+        kept = slice(count) if above[:count].all() else above
         masks = None if self.masks is None else self.masks[kept]
         return Instances(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 import pkgutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -19,6 +21,7 @@ from mmengine.registry import DefaultScope
 import poolformer_dense
 from poolformer_dense import Detections, Masks, Segmentation, UserError
 from poolformer_dense.measure.shapes import draw_scene
+from poolformer_dense.predict.network import Instances, Prepared
 
 
 @pytest.fixture
@@ -211,3 +214,32 @@ def test_no_module_hides_what_is_offered():
     """A subpackage becomes an attribute when it is imported, over any function of its name."""
     modules = {module.name for module in pkgutil.iter_modules(poolformer_dense.__path__)}
     assert not modules & set(poolformer_dense.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('masks', [False, True])
+def test_its_own_time_is_small(predictors, masks):
+    """With a network that answers at once: reading, batching and the results of an image."""
+    size, count = (512, 512), 100
+    image = np.zeros((*size, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    found = Instances(
+        rng.random((count, 4), np.float32) * 500,
+        np.linspace(1, 0, count, dtype=np.float32),
+        np.zeros(count, np.int64),
+        Masks(rng.random((count, *size)) > 0.5, size) if masks else None,
+    )
+
+    class AtOnce:
+        def prepare(self, image):
+            return Prepared(image.shape, image)
+
+        def forward(self, batch):
+            return [found] * len(batch)
+
+    model = dataclasses.replace(predictors['retinanet'], network=AtOnce())
+    list(model.predict([image]))
+    start = time.process_time()
+    for _ in range(20):
+        list(model.predict(image))
+    assert (time.process_time() - start) / 20 < 0.005  # seconds of the processor
