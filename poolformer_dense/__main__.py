@@ -26,6 +26,7 @@ COMMANDS = {
     'benchmark': 'benchmark',
     'benchmark-step': 'benchmark_step',
     'benchmark-evaluation': 'benchmark_evaluation',
+    'compare-tiles': 'compare_tiles',
     'estimate-communication': 'estimate_communication',
     'build-ops': 'build_ops',
     'doctor': 'doctor',
