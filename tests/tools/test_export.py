@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import cv2
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from mmengine.registry import MODELS
 
 from poolformer_dense.config.load import load_config
+from poolformer_dense.exporting.graphs import build_graph
+from poolformer_dense.exporting.onnx_file import write_onnx
+from poolformer_dense.exporting.program import trace
 from poolformer_dense.measure.shapes import draw_scene
 
 
@@ -85,3 +91,28 @@ def test_errors_are_one_line(call, config, checkpoint, tmp_path, options, messag
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert message in line
+
+
+ZOO = sorted(
+    path
+    for path in Path('configs').glob('**/*.py')
+    if '_base_' not in path.parts and 'demo' not in path.parts
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', ZOO, ids=lambda path: path.stem)
+def test_every_config_of_the_zoo_is_exported(root, tmp_path, config):
+    """To ONNX of any size, which is valid, has every shape inferred, and runs on an image."""
+    cfg = load_config(str(root / config))
+    cfg.model.backbone.pop('init_cfg', None)
+    model = MODELS.build(cfg.model).eval()
+    nms = hasattr(model, 'bbox_head') and not hasattr(model, 'rpn_head')
+    graph = build_graph(model, cfg.model.data_preprocessor, nms=nms)
+    path = tmp_path / 'model.onnx'
+    run = write_onnx(trace(graph, None), graph.outputs, path, {})
+    onnx.checker.check_model(str(path), full_check=True)  # with shape inference
+    kinds = {(node.domain, node.op_type) for node in onnx.load(path).graph.node}
+    assert {domain for domain, _ in kinds} <= {'', 'ai.onnx'}
+    found = run(np.zeros((1, 3, 64, 96), np.uint8))
+    assert set(graph.outputs) <= found.keys()
