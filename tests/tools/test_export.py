@@ -93,18 +93,19 @@ def test_errors_are_one_line(call, config, checkpoint, tmp_path, options, messag
     assert message in line
 
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ZOO = sorted(
     path
-    for path in Path('configs').glob('**/*.py')
+    for path in CONFIGS.rglob('*.py')
     if '_base_' not in path.parts and 'demo' not in path.parts
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('config', ZOO, ids=lambda path: path.stem)
-def test_every_config_of_the_zoo_is_exported(root, tmp_path, config):
+def test_every_config_of_the_zoo_is_exported(tmp_path, config):
     """To ONNX of any size, which is valid, has every shape inferred, and runs on an image."""
-    cfg = load_config(str(root / config))
+    cfg = load_config(str(config))
     cfg.model.backbone.pop('init_cfg', None)
     model = MODELS.build(cfg.model).eval()
     nms = hasattr(model, 'bbox_head') and not hasattr(model, 'rpn_head')
