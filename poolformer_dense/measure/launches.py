@@ -104,23 +104,28 @@ class LaunchCounter(TorchDispatchMode):
         finally:
             self._inside = False
 
-    def observe(self, kernel: Any, arguments: tuple[Any, ...]) -> None:
-        """Count a kernel of Triton's: what it stores to is written, all else is read."""
-        source = inspect.getsource(kernel.fn)
-        stored = set(re.findall(r'tl\.store\(\s*(\w+)', source))
-        loaded = set(re.findall(r'tl\.load\(\s*(\w+)', source))
-        names = inspect.signature(kernel.fn).parameters
-        nbytes = 0
-        for name, argument in zip(names, arguments, strict=False):
-            if isinstance(argument, Tensor):
-                both = name in stored and name in loaded
-                nbytes += _nbytes([argument]) * (2 if both else 1)
-        self._add(kernel.fn.__name__, 1, nbytes)
+    def observe(self, kernel: Any, arguments: tuple[Any, ...], _: Callable[[], None]) -> None:
+        """Count a kernel of Triton's."""
+        self._add(kernel.fn.__name__, 1, kernel_bytes(kernel, arguments))
 
     def _add(self, name: str, launches: int, nbytes: int) -> None:
         self.names.append(name)
         self.total.launches += launches
         self.total.nbytes += nbytes
+
+
+def kernel_bytes(kernel: Any, arguments: tuple[Any, ...]) -> int:
+    """Bytes of a kernel of Triton's: what it stores to is written, all else is read."""
+    source = inspect.getsource(kernel.fn)
+    stored = set(re.findall(r'tl\.store\(\s*(\w+)', source))
+    loaded = set(re.findall(r'tl\.load\(\s*(\w+)', source))
+    names = inspect.signature(kernel.fn).parameters
+    nbytes = 0
+    for name, argument in zip(names, arguments, strict=False):
+        if isinstance(argument, Tensor):
+            both = name in stored and name in loaded
+            nbytes += _nbytes([argument]) * (2 if both else 1)
+    return nbytes
 
 
 def _cost(name: str, args: Any, kwargs: dict[str, Any], out: Any) -> tuple[int, int]:

@@ -81,18 +81,21 @@ def channel_block(dim: int) -> int:
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Run a kernel on the device of its first argument, or tell an observer instead."""
-    if _observer is not None:
-        return _observer(kernel, arguments)
-    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
-        kernel[(programs,)](*arguments, **constants)
+
+    def run() -> None:
+        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+            kernel[(programs,)](*arguments, **constants)
+
+    run() if _observer is None else _observer(kernel, arguments, run)
 
 
-_observer: Callable[[Any, tuple[Any, ...]], None] | None = None
+Observer = Callable[[Any, tuple[Any, ...], Callable[[], None]], None]
+_observer: Observer | None = None
 
 
 @contextlib.contextmanager
-def observed(observer: Callable[[Any, tuple[Any, ...]], None]) -> Iterator[None]:
-    """Give kernels and their arguments to an observer instead of launching them.
+def observed(observer: Observer) -> Iterator[None]:
+    """Give kernels, their arguments and what launches them to an observer instead of launching.
 
     So launches can be counted on tensors without memory (torch's FakeTensorMode).
     """

@@ -1,0 +1,107 @@
+"""The check for GPUs in its dry mode, on a CPU, and what it concludes from figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolformer_dense.errors import UserError
+from poolformer_dense.measure.gpu_check import STAGES, Setting, StageResult, report
+
+# These interpret kernels, compile or build detectors.
+SLOW = ('kernels', 'bandwidth', 'backbone', 'compiles', 'detector')
+
+
+def run_stage(name: str, folder: Path) -> dict:
+    setting, result = Setting(dry=True, out=folder), StageResult(name, dry=True)
+    STAGES[name](setting, result)
+    result.write(folder)
+    return json.loads((folder / f'{name}.json').read_text())
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in STAGES]
+)
+def test_a_stage_runs_without_a_gpu(name: str, tmp_path: Path) -> None:
+    if name in ('kernels', 'bandwidth'):
+        pytest.importorskip('triton', reason='the Triton compiler is not installed')
+    found = run_stage(name, tmp_path)
+    assert found['stage'] == name
+    assert found['dry']
+    assert found['rows']
+    assert not found['failed']
+
+
+def test_the_script_runs_stages_and_reports(root: Path, tmp_path: Path) -> None:
+    env = os.environ | {'DRY': '1', 'OUT': str(tmp_path), 'PYTHON': sys.executable}
+    command = [root / 'tools' / 'gpu_check.sh', 'nccl']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'gradients' in done.stdout
+    assert 'dry run, whose times mean nothing' in (tmp_path / 'report.md').read_text()
+
+
+def test_stages_of_the_tool_are_the_librarys(root: Path) -> None:
+    text = (root / 'tools' / 'gpu_stage.py').read_text()
+    namespace: dict = {}
+    exec(text[text.index('STAGES = (') : text.index('def parse_args')], namespace)
+    assert namespace['STAGES'] == tuple(STAGES)
+
+
+def figures(folder: Path, ours: dict[int, float], **changes: object) -> None:
+    """Results of a GPU, invented: ours over the best peer's time by the number of images."""
+    rows = []
+    for batch, time in ours.items():
+        row = dict(task='train', dtype='bfloat16', shape=[batch, 3, 800, 1344])
+        rows.append(row | dict(name='plain', ms=30.0))
+        rows.append(row | dict(name='plain compiled', ms=20.0))
+        rows.append(row | dict(name='ours', ms=20.0 * time))
+    (folder / 'backbone.json').write_text(
+        json.dumps(dict(stage='backbone', dry=False, rows=rows, missing=[], failed=[]))
+    )
+    kernels = dict(stage='kernels', dry=False, rows=[], missing=[], failed=[]) | changes
+    (folder / 'kernels.json').write_text(json.dumps(kernels))
+
+
+@pytest.mark.parametrize(
+    ('ours', 'verdict'),
+    [
+        ({2: 0.8, 8: 0.7}, 'auto takes Triton ('),
+        ({2: 1.1, 8: 0.7}, 'auto takes Triton from 8,601,600 pixels a batch'),
+        ({2: 0.8, 8: 0.95}, 'auto keeps plain torch'),
+    ],
+)
+def test_a_default_needs_nine_tenths_of_the_best_peers_time(
+    ours: dict[int, float], verdict: str, tmp_path: Path
+) -> None:
+    """Also of the compiled one, which is faster here than what is not compiled."""
+    figures(tmp_path, ours)
+    assert f'- train, bfloat16: {verdict}' in report(tmp_path)
+
+
+def test_a_default_needs_kernels_that_are_right(tmp_path: Path) -> None:
+    figures(tmp_path, {2: 0.5}, failed=['memcheck: an invalid read'])
+    text = report(tmp_path)
+    assert 'The default stays plain torch: kernels failed' in text
+    assert 'kernels: failed memcheck: an invalid read' in text
+    figures(tmp_path, {2: 0.5})
+    (tmp_path / 'kernels.json').unlink()
+    assert 'kernels and backbone must both have run' in report(tmp_path)
+
+
+def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'has no results: run tools/gpu_check\.sh first'):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize('version', ['three', '3', '2.7'])
+def test_the_pack_refuses_what_is_no_python(version: str, root: Path, tmp_path: Path) -> None:
+    command = [root / 'tools' / 'gpu_pack.sh', tmp_path / 'wheels', version]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f'gpu_pack: {version} is no version of Python like 3.12\n'

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Usage: tools/gpu_check.sh [STAGE...]
+# Checks and measures everything on a machine with a GPU, torch and nvcc, then says which defaults the figures support.
+# Stages: env kernels bandwidth backbone compiles amp detector exact nccl (all, if none is named). Each writes a JSON to
+# OUT and prints a table last. Variables:
+#   PYTHON=python3        the interpreter, which has torch
+#   WHEELS=FOLDER         what tools/gpu_pack.sh filled, for a machine without network
+#   OUT=build/gpu_check   where results go
+#   DRY=1                 on a CPU, with tiny shapes: tests the check itself
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3} out=${OUT:-build/gpu_check} wheels=${WHEELS:-}
+stages=("$@")
+((${#stages[@]})) || stages=(env kernels bandwidth backbone compiles amp exact nccl detector)
+mkdir -p "$out"
+
+has() { "$python" -c "import $1" 2>/dev/null; }
+install() {  # into a folder beside the results: the machine's own environment stays as it is
+  local source=()
+  [[ -z $wheels ]] || source=(--no-index --find-links "$wheels")
+  "$python" -m pip install --quiet --no-deps --target "$out/packages" "${source[@]}" "$@" ||
+    echo "left out: $* (not installed)" >&2
+}
+export PYTHONPATH=$PWD/$out/packages${PYTHONPATH:+:$PYTHONPATH}
+[[ $out != /* ]] || export PYTHONPATH=$out/packages:$PYTHONPATH
+mmcv=
+if [[ -z ${DRY:-} ]]; then
+  has mmengine || install onedl-mmengine addict yapf platformdirs termcolor
+  has rich || install rich markdown-it-py mdurl pygments
+  has pytest || install pytest pluggy iniconfig packaging
+  # mmcv's operators take minutes to compile: the other stages run meanwhile.
+  if [[ " ${stages[*]} " == *' detector '* ]] && ! has mmcv && command -v nvcc >/dev/null; then
+    built=$(compgen -G "${wheels:-$out/wheels}/onedl_mmcv*.whl" | head -n 1 || true)
+    if [[ -n $built ]]; then
+      install "$built"
+    else
+      arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+      TORCH_CUDA_ARCH_LIST=$arch FORCE_CUDA=1 MMCV_WITH_OPS=1 MAX_JOBS=$(nproc) CXXFLAGS='-g0 -O2' \
+        "$python" -m pip wheel --no-deps --no-build-isolation ${wheels:+--no-index --find-links "$wheels"} \
+        --no-binary onedl-mmcv --wheel-dir "$out/wheels" onedl-mmcv >"$out/mmcv.log" 2>&1 &
+      mmcv=$!
+    fi
+  fi
+fi
+
+failed=()
+for stage in "${stages[@]}"; do
+  if [[ $stage == detector && -n $mmcv ]]; then
+    if wait "$mmcv"; then install "$out"/wheels/onedl_mmcv*.whl; else echo "left out: mmcv ($out/mmcv.log)" >&2; fi
+  fi
+  if [[ $stage == detector && -z ${DRY:-} ]] && ! has mmdet; then
+    install onedl-mmdetection onedl-mmsegmentation pycocotools terminaltables shapely prettytable
+  fi
+  "$python" tools/gpu_stage.py "$stage" --out "$out" ${DRY:+--dry} || failed+=("$stage")
+done
+"$python" tools/gpu_report.py "$out" >"$out/report.md"
+echo "report: $out/report.md"
+((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}" >&2; exit 1; }
