@@ -28,11 +28,13 @@ fi
 # Signal the processes directly: torchrun kills them 30 s after a SIGTERM or SIGINT, and SIGUSR1 kills torchrun itself.
 # While it has none, there is nothing to save: it ends, with the code that they would have left.
 signal_processes() {
-    local processes
-    processes=$(cat "/proc/$1/task/$1/children")
-    # shellcheck disable=SC2086
-    if [ -n "$processes" ]; then
-        kill -"$2" $processes 2>/dev/null || true
+    local child processes=()
+    # Not what torchrun or its libraries run beside them.
+    for child in $(cat "/proc/$1/task/$1/children"); do
+        if grep -qzF -- "$tools/$tool" "/proc/$child/cmdline" 2>/dev/null; then processes+=("$child"); fi
+    done
+    if [ ${#processes[@]} != 0 ]; then
+        kill -"$2" "${processes[@]}" 2>/dev/null || true
     else
         if [ "$2" = INT ]; then echo 130; else echo 075; fi >"$PREEMPTED_FILE"
         kill -TERM "$1"

@@ -140,8 +140,11 @@ def test_before_torchrun_has_processes_it_ends_with_their_code(root, tmp_path, n
     stand_in = tmp_path / 'python'
     stand_in.write_text(f"""#!/bin/bash
 [ "$2" = torch.distributed.run ] || exit 0
+sleep {launching.DEADLINE} &  # not one of them
+trap "kill $!; exit 1" TERM
+until grep -q sleep /proc/$!/comm; do :; done
 touch {tmp_path}/started
-exec sleep {launching.DEADLINE}
+wait
 """)
     stand_in.chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')}
