@@ -30,7 +30,21 @@ DTYPES = ('float32', 'float16', 'bfloat16')
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add('preset', nargs='?', default='poolformer_s12', help='e.g. poolformer_s12 (the default)')
+    add(
+        'preset',
+        nargs='?',
+        default='poolformer_s12',
+        help='e.g. poolformer_s12 (the default); with --formats a config',
+    )
+    add('checkpoint', nargs='?', help='with --formats')
+    add(
+        '--formats',
+        type=lambda text: text.split(','),
+        metavar='NAME,...',
+        help='time a whole detector or segmentor on the CPU, from the image to the result, as '
+        'reference (plain torch), torch, compile, onnx, openvino, openvino-int8',
+    )
+    add('--calibration', default='train', help='images of openvino-int8, as --int8 of the export')
     add('--task', choices=TASKS, default='infer')
     add('--dtype', choices=DTYPES, default='float32')
     sizes = parser.add_mutually_exclusive_group()
@@ -55,9 +69,30 @@ def parse_args() -> argparse.Namespace:
     add('--json', type=new_file, metavar='FILE', help='write everything measured')
     add('--plot', type=new_file, metavar='FILE', help='draw bars, e.g. to times.png')
     args = parser.parse_args()
+    if bool(args.formats) != bool(args.checkpoint):
+        parser.error('--formats needs CONFIG CHECKPOINT, and a checkpoint needs --formats')
     if args.plot and find_spec('matplotlib') is None:
         parser.error('--plot needs matplotlib: pip install matplotlib')
     return args
+
+
+def time_formats(args: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from ..config.load import load_config
+    from ..measure.format_times import compare_formats, format_table
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfg = load_config(args.preset)
+    folder = Path(cfg.work_dir, 'formats')
+    rows = compare_formats(
+        cfg, args.checkpoint, args.formats, folder, args.rounds, args.calibration
+    )
+    Console().print(format_table(rows))
+    if args.json:
+        args.json.write_text(json.dumps([vars(row) for row in rows], indent=2) + '\n')
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -87,6 +122,9 @@ def main() -> None:
     import torch
     from rich.console import Console
 
+    if args.formats:
+        time_formats(args)
+        return
     from ..measure import benchmark
 
     device = benchmark.select_device(args.device)
