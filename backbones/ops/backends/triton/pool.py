@@ -39,7 +39,7 @@ def pool_mix_forward(inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statist
     programs, _, rows, constants = _strips(x)
     launch(
         _mix, programs, x, weight, scale, drop, found.moments, *statistics, out, *x.shape[1:], rows,
-        found.pieces, EPS=eps, PIECES=found.PIECES, **constants, maxnreg=96,
+        found.pieces, EPS=eps, PIECES=found.PIECES, **constants, maxnreg=255,
     )  # fmt: skip
     return out, statistics
 
