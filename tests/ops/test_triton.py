@@ -339,4 +339,4 @@ def test_kernels_compile_in_every_pair_of_circumstances(capability: int, root: P
     lines = compile_kernels(root, capability)
     assert len({line.split(':')[0] for line in lines}) == 14
     low = [line for line in lines if 'bf16' in line or 'fp16' in line]
-    assert max(map(spilled, low)) <= (0 if capability == 90 else 64)
+    assert max(map(spilled, low)) <= (0 if capability == 90 else 256)
