@@ -17,7 +17,7 @@ from backbones.checkpoints import from_layout, to_layout
 from backbones.presets import FAMILIES
 
 # Of 12 blocks; rounding adds up with more. In float64 all agree to 1e-13.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 PREFIX = {'timm': '', 'hf': 'poolformer.', 'mmpretrain': 'backbone.'}
 IMAGE, ODD_IMAGE = (64, 96), (75, 101)
 

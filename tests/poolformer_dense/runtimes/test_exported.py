@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,9 @@ def test_files_that_are_none_are_refused(tmp_path):
     for name in ('gone.onnx', 'gone.xml', 'gone.pt2'):
         with pytest.raises(UserError, match=f'{name} does not exist'):
             ExportedModel(str(tmp_path / name))
-        (tmp_path / name).write_bytes(b'nothing')
-        with pytest.raises(UserError, match=name):
-            open_runtime(tmp_path / name)
+        path = tmp_path / name
+        path.write_bytes(b'nothing')
+        # Without its package the line says so.
+        missing = path.suffix == '.xml' and find_spec('openvino') is None
+        with pytest.raises(UserError, match='openvino' if missing else name):
+            open_runtime(path)
