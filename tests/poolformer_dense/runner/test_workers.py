@@ -284,8 +284,8 @@ def test_all_ranks_end(runs: Path, name: str) -> None:
     assert [child.wait() for child in children] == [1, 1]
     last = sorted(child.path.read_text().splitlines()[-1] for child in children)
     assert all(line.startswith('poolformer_dense.errors.RankError: ') for line in last)
-    assert last[0] == (
-        'poolformer_dense.errors.RankError: another process of this run has ended; see its message'
-    )
+    # Where all is slow, the other rank may wait in vain for its own workers.
+    other = 'another process of this run has ended; see its message'
+    assert other in last[0] or (name == 'SIGSTOP' and 'no batch came' in last[0])
     worker = 'data loading worker ' if name == 'SIGKILL' else 'no batch came from the data loading'
     assert worker in last[1]
