@@ -13,6 +13,6 @@ _base_ = [
 
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(interval=500, max_keep_ckpts=1, save_best='mIoU'),
+    checkpoint=dict(interval=450, max_keep_ckpts=1, save_best='mIoU'),
 )
 work_dir = 'work_dirs/small/fpn_poolformer_s12_camvid'

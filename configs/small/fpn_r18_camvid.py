@@ -26,6 +26,6 @@ model = dict(
 )
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(interval=500, max_keep_ckpts=1, save_best='mIoU'),
+    checkpoint=dict(interval=450, max_keep_ckpts=1, save_best='mIoU'),
 )
 work_dir = 'work_dirs/small/fpn_r18_camvid'
