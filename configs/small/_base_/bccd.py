@@ -39,37 +39,14 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
+val_dataloader = train_dataloader | dict(
     batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        metainfo=metainfo,
-        data_root=data_root,
-        ann_file='annotations/val.json',
-        data_prefix=dict(img='BCCD/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    dataset=train_dataloader['dataset']
+    | dict(ann_file='annotations/val.json', test_mode=True, pipeline=test_pipeline),
 )
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        metainfo=metainfo,
-        data_root=data_root,
-        ann_file='annotations/test.json',
-        data_prefix=dict(img='BCCD/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+test_dataloader = val_dataloader | dict(
+    dataset=val_dataloader['dataset'] | dict(ann_file='annotations/test.json')
 )
 val_evaluator = dict(type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/val.json')
-test_evaluator = dict(
-    type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/test.json'
-)
+test_evaluator = val_evaluator | dict(ann_file=data_root + 'annotations/test.json')

@@ -44,33 +44,15 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
+val_dataloader = train_dataloader | dict(
     batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        metainfo=metainfo,
-        img_suffix='.png',
-        data_root=data_root,
-        data_prefix=dict(img_path='val', seg_map_path='valannot'),
-        pipeline=test_pipeline,
-    ),
+    dataset=train_dataloader['dataset']
+    | dict(data_prefix=dict(img_path='val', seg_map_path='valannot'), pipeline=test_pipeline),
 )
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        metainfo=metainfo,
-        img_suffix='.png',
-        data_root=data_root,
-        data_prefix=dict(img_path='test', seg_map_path='testannot'),
-        pipeline=test_pipeline,
-    ),
+test_dataloader = val_dataloader | dict(
+    dataset=val_dataloader['dataset']
+    | dict(data_prefix=dict(img_path='test', seg_map_path='testannot'))
 )
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=void)
 test_evaluator = val_evaluator
