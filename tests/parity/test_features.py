@@ -16,12 +16,19 @@ from backbones import MetaFormer
 from backbones.checkpoints import from_layout, to_layout
 from backbones.presets import FAMILIES
 
-# Of 12 blocks; rounding adds up with more. In float64 all agree to 1e-13.
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+# Of 12 blocks in float64; rounding adds up with more. All agree to 1e-13.
+TOLERANCE = 1e-10
+# In float32, how far from the truth we may be, in terms of how far the peer is. Where our operators
+# compute the blocks it is 1.2 times on average and 2.3 at most, over fifty draws: oneDNN sums long
+# products in fewer parts as an inner product (errors of fc2 are 1.6 times those of a convolution)
+# and as a convolution of channels-last maps (2 to 4 times). Elsewhere it is 1.0.
+FACTOR = 3
 PREFIX = {'timm': '', 'hf': 'poolformer.', 'mmpretrain': 'backbone.'}
 IMAGE, ODD_IMAGE = (64, 96), (75, 101)
+# What is compared beside the gradients of parameters.
+OTHERS = ('image', 'stage 0', 'stage 1', 'stage 2', 'stage 3')
 
-dtypes = pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+dtypes = pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 images = pytest.mark.parametrize('size', [IMAGE, ODD_IMAGE], ids=str)
 Features = Callable[[Tensor], Sequence[Tensor]]
 
@@ -167,32 +174,36 @@ def assert_parity(
 ) -> None:
     """Compare features, and the gradients of a random functional of all of them, in training mode.
 
-    An error is the largest difference over the largest element of the peer's tensor, or of what
-    `scale_of` says.
+    In float64 with the peer's. Two networks in float32 differ by the roundings of both, which no
+    bound tells from a mistake; there each is compared with the peer in float64.
     """
-    ours.to(dtype).train()
-    peer.to(dtype).train()
-    image = torch.randn(2, 3, *size, dtype=dtype, requires_grad=True)
-    features, expected = run_seeded(ours, image), run_seeded(peer_features, image)
-    assert len(features) == len(expected) == 4
-    errors = {f'stage {i}': error(features[i], expected[i]) for i in range(4)}
+    image = torch.randn(2, 3, *size)
 
-    weights = [torch.randn_like(f) for f in features]
-    grads, expected = (
-        gradients(model, outputs, image, weights)
-        for model, outputs in [(ours, features), (peer, expected)]
-    )
-    errors['image'] = error(grads.pop('image'), expected.pop('image'))
-    expected = from_layout(expected, layout)
-    assert grads.keys() == expected.keys()
-    for name, grad in grads.items():
-        errors[name] = error(grad, expected[name], scale_of(name, expected, ours))
+    def run_peer(dtype: torch.dtype) -> dict[str, Tensor]:
+        found = run_seeded(peer.to(dtype), peer_features, image.to(dtype))
+        others = {name: found.pop(name) for name in OTHERS}
+        return from_layout(found, layout) | others
 
+    found = run_seeded(ours.to(dtype), ours, image.to(dtype))
+    if dtype == torch.float64:
+        truth = run_peer(dtype)
+        bound = tolerance or TOLERANCE * max(1, sum(ours.arch.depths) / 12)
+    else:
+        rounded, truth = run_peer(dtype), run_peer(torch.float64)
+        bound = FACTOR * max(errors_of(rounded, truth, ours).values())
+    errors = errors_of(found, truth, ours)
     worst = max(errors, key=errors.get)
-    print(f'PARITY {dtype} {layout}: {worst} {errors[worst]:.1e}')
-    tolerance = tolerance or TOLERANCE[dtype] * max(1, sum(ours.arch.depths) / 12)
-    beyond = {name: f'{e:.1e}' for name, e in errors.items() if not e <= tolerance}
-    assert not beyond, f'relative errors beyond {tolerance}: {beyond}'
+    print(f'PARITY {dtype} {layout}: {worst} {errors[worst]:.1e}, bound {bound:.1e}')
+    beyond = {name: f'{e:.1e}' for name, e in errors.items() if not e <= bound}
+    assert not beyond, f'relative errors beyond {bound}: {beyond}'
+
+
+def errors_of(
+    found: Mapping[str, Tensor], truth: Mapping[str, Tensor], ours: MetaFormer
+) -> dict[str, float]:
+    """The largest difference of each tensor over the largest element of what `scale_of` says."""
+    assert found.keys() == truth.keys()
+    return {name: error(found[name], truth[name], scale_of(name, truth, ours)) for name in truth}
 
 
 def scale_of(name: str, grads: Mapping[str, Tensor], ours: MetaFormer) -> Tensor:
@@ -210,24 +221,22 @@ def scale_of(name: str, grads: Mapping[str, Tensor], ours: MetaFormer) -> Tensor
     return grads[name]
 
 
-def run_seeded(model: Features, image: Tensor) -> Sequence[Tensor]:
+def run_seeded(model: nn.Module, features_of: Features, image: Tensor) -> dict[str, Tensor]:
+    """Features, and gradients of what they depend on by its name, all as one table."""
     torch.manual_seed(1)  # of drop path
-    return model(image)
-
-
-def gradients(
-    model: nn.Module, features: Sequence[Tensor], image: Tensor, weights: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Gradients by the parameter's name, and by 'image'; of what the features depend on."""
-    inputs = {'image': image} | {k: p for k, p in model.named_parameters() if p.requires_grad}
+    model.train()
+    inputs = {'image': image.requires_grad_()}
+    inputs |= {k: p for k, p in model.named_parameters() if p.requires_grad}
+    features = features_of(image)
+    weights = [torch.randn(f.shape).to(f.dtype) for f in features]  # the same in every dtype
     loss = sum((f * w).mean() for f, w in zip(features, weights, strict=True))
     grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(inputs, grads, strict=True) if grad is not None}
+    found = {name: grad for name, grad in zip(inputs, grads, strict=True) if grad is not None}
+    return found | dict(zip(OTHERS[1:], features, strict=True))
 
 
-def error(value: Tensor, reference: Tensor, scale: Tensor | None = None) -> float:
+def error(value: Tensor, reference: Tensor, scale: Tensor) -> float:
     assert value.shape == reference.shape
-    scale = reference if scale is None else scale
     difference = (value - reference).abs().max()
     # where drop path skips a block for the whole batch, both are zero
     return (difference / scale.abs().max()).item() if difference != 0 else 0.0
