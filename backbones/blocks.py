@@ -28,32 +28,6 @@ class Scale(nn.Module):
         return x * self.scale.view(-1, 1, 1)
 
 
-class DropPath(nn.Module):
-    """Drops the residual branch of a whole sample while training (arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        factor = self.draw(x)
-        return x if factor is None else (x * factor.view(-1, 1, 1, 1)).to(x.dtype)
-
-    def draw(self, x: Tensor) -> Tensor | None:
-        """Draw what multiplies the branch of each sample of x, (B,); None for 1.
-
-        In float32 at least: in bfloat16 one over the rate to keep is off by up to 0.4%.
-        """
-        if self.rate == 0 or not self.training:
-            return None
-        keep = 1 - self.rate
-        factor = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-        return factor.bernoulli_(keep) / keep
-
-    def extra_repr(self) -> str:
-        return f'rate={self.rate:.4g}'
-
-
 class ChannelMLP(nn.Module):
     """Two 1x1 convolutions with an activation between; weights start truncated normal, std 0.02."""
 
@@ -87,7 +61,6 @@ class MetaFormerBlock(nn.Module):
         layer_scale_init: Initial factor of both branches; None for no layer scale.
         res_scale_init: Initial factor of both residuals; None for no residual scale.
         residual: Whether each branch is added to its input.
-        drop_path: Probability that a sample skips a branch, in [0, 1).
 
     Attributes:
         backend: As in `backbones.ops.use_backend`.
@@ -106,7 +79,6 @@ class MetaFormerBlock(nn.Module):
         layer_scale_init: float | None,
         res_scale_init: float | None,
         residual: bool,
-        drop_path: float,
     ) -> None:
         super().__init__()
 
@@ -114,7 +86,6 @@ class MetaFormerBlock(nn.Module):
             return nn.Identity() if init is None else Scale(dim, init)
 
         self.residual = residual
-        self.drop_path = DropPath(drop_path)
         self.norm1 = norm(dim)
         self.token_mixer = token_mixer
         self.layer_scale1 = scale(layer_scale_init)
@@ -130,12 +101,19 @@ class MetaFormerBlock(nn.Module):
         self.fuses_mixing = plain and pools
         self.fuses_mlp = plain and mlp is not None and mlp.fusable
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drops: Tensor | None = None) -> Tensor:
+        """Map (B, C, H, W) to the same shape.
+
+        Args:
+            x: The map.
+            drops: (2, B), drop path's factor of each branch and sample; None for 1.
+        """
         mixing, mlp = self.backends(x.device.type)
-        x = self._mixing(x) if mixing == 'reference' else self._fused_mixing(x)
+        first, second = (None, None) if drops is None else drops
+        x = (self._mixing if mixing == 'reference' else self._fused_mixing)(x, first)
         if self.mlp is not None:
-            x = (self._mlp if mlp == 'reference' else self._fused_mlp)(x, self.mlp)
-        return x  # (B, C, H, W)
+            x = (self._mlp if mlp == 'reference' else self._fused_mlp)(x, self.mlp, second)
+        return x
 
     def backends(self, device_type: str) -> tuple[str, str]:
         """Return which backend of `backbones.ops` computes each branch on a type of device.
@@ -148,27 +126,27 @@ class MetaFormerBlock(nn.Module):
             backend if self.fuses_mlp else 'reference',
         )
 
-    def _mixing(self, x: Tensor) -> Tensor:
+    def _mixing(self, x: Tensor, drop: Tensor | None) -> Tensor:
         branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
-        return self._add(self.res_scale1(x), branch)
+        return self._add(self.res_scale1(x), branch, drop)
 
-    def _mlp(self, x: Tensor, mlp: ChannelMLP) -> Tensor:
+    def _mlp(self, x: Tensor, mlp: ChannelMLP, drop: Tensor | None) -> Tensor:
         if self.recompute_mlp and torch.is_grad_enabled():
             branch = checkpoint(lambda x: mlp(self.norm2(x)), x, use_reentrant=False)
         else:
             branch = mlp(self.norm2(x))
-        return self._add(self.res_scale2(x), self.layer_scale2(branch))
+        return self._add(self.res_scale2(x), self.layer_scale2(branch), drop)
 
-    def _add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
-        branch = self.drop_path(branch)
+    def _add(self, shortcut: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
+        if drop is not None:
+            branch = (branch * drop.view(-1, 1, 1, 1)).to(branch.dtype)
         return shortcut + branch if self.residual else branch
 
-    def _fused_mixing(self, x: Tensor) -> Tensor:
+    def _fused_mixing(self, x: Tensor, drop: Tensor | None) -> Tensor:
         norm, scale = cast(ModifiedLayerNorm, self.norm1), getattr(self.layer_scale1, 'scale', None)
-        drop = self.drop_path.draw(x)
         return ops.pool_mix(x, norm.weight, norm.bias, scale, drop, norm.eps, self.backend)
 
-    def _fused_mlp(self, x: Tensor, mlp: ChannelMLP) -> Tensor:
+    def _fused_mlp(self, x: Tensor, mlp: ChannelMLP, drop: Tensor | None) -> Tensor:
         norm = cast(ModifiedLayerNorm, self.norm2)
         inputs = ops.MLPInputs(
             x=x,
@@ -179,6 +157,6 @@ class MetaFormerBlock(nn.Module):
             w2=mlp.fc2.weight,
             b2=mlp.fc2.bias,
             scale=getattr(self.layer_scale2, 'scale', None),
-            drop=self.drop_path.draw(x),
+            drop=drop,
         )
         return ops.norm_mlp(inputs, norm.eps, self.recompute_mlp, self.backend)

@@ -153,6 +153,7 @@ class MetaFormer(BaseModule):
             )
         if recompute not in (None, 'mlp'):
             raise ValueError(f"recompute must be None or 'mlp', got {recompute!r}")
+        self.drop_path_rate = drop_path_rate
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
@@ -160,14 +161,12 @@ class MetaFormer(BaseModule):
         self.downsamples = nn.ModuleList([Stem(in_channels, dims[0], norm)])
         for i in range(1, num_stages):
             self.downsamples.append(Downsample(dims[i - 1], dims[i], norm))
-        num_blocks = sum(self.arch.depths)
-        rates = iter(drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks))
         self.position_embeddings = nn.ModuleDict()
         self.stages = nn.ModuleList()
         for i in range(num_stages):
             if resolution := self.arch.position_embeddings[i]:
                 self.position_embeddings[str(i)] = PositionEmbedding(dims[i], resolution)
-            blocks = [build_block(self.arch, i, next(rates)) for _ in range(self.arch.depths[i])]
+            blocks = [build_block(self.arch, i) for _ in range(self.arch.depths[i])]
             self.stages.append(nn.Sequential(*blocks))
         self.output_norms = nn.ModuleDict(
             {str(i): _build(NORMS, self.arch.norm, dims[i]) for i in self.out_indices}
@@ -187,6 +186,7 @@ class MetaFormer(BaseModule):
         if resolve_backend(self.backend, x.device.type) != 'reference':
             # Fused operators and convolutions are faster on it; shapes and values are the same.
             x = x.contiguous(memory_format=torch.channels_last)
+        drops = iter(self.draw_drops(x))
         outputs = []
         for i, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
             x = downsample(x)
@@ -196,9 +196,9 @@ class MetaFormer(BaseModule):
                 if self.with_cp and torch.is_grad_enabled():
                     # The reentrant variant loses gradients when its input needs none, as behind a
                     # frozen stem.
-                    x = checkpoint(block, x, use_reentrant=False)
+                    x = checkpoint(block, x, next(drops), use_reentrant=False)
                 else:
-                    x = block(x)
+                    x = block(x, next(drops))
             if i in self.out_indices:
                 outputs.append(self.output_norms[str(i)](x).contiguous())
         return tuple(outputs)
@@ -254,6 +254,23 @@ class MetaFormer(BaseModule):
         self.requires_grad_(False).eval()
         return self
 
+    def draw_drops(self, images: Tensor) -> list[Tensor | None]:
+        """Draw what drop path multiplies the branches of each block by, (2, B), or None for 1.
+
+        Branches of whole samples are dropped in training (arXiv 1603.09382). All is drawn at once,
+        which a GPU launches three kernels for instead of four a block. In float32 at least: in
+        bfloat16 one over the rate to keep is off by up to 0.4%.
+        """
+        blocks = [block for stage in self.stages for block in stage.children()]
+        if not self.drop_path_rate or not any(block.training for block in blocks):
+            return [None] * len(blocks)
+        count, dtype = sum(self.arch.depths), torch.promote_types(images.dtype, torch.float32)
+        keep = torch.linspace(1, 1 - self.drop_path_rate, count, dtype=dtype, device=images.device)
+        keep = keep[1:, None, None]  # the first block drops nothing
+        drawn = torch.bernoulli(keep.expand(-1, 2, len(images))) / keep  # (count - 1, 2, B)
+        pairs = zip(blocks, [None, *drawn], strict=False)  # stages that don't exist have blocks too
+        return [drops if block.training else None for block, drops in pairs]
+
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
@@ -265,7 +282,7 @@ class MetaFormer(BaseModule):
             module.requires_grad_(False)
 
 
-def build_block(arch: Arch, stage: int, drop_path: float) -> MetaFormerBlock:
+def build_block(arch: Arch, stage: int) -> MetaFormerBlock:
     """Build one block of a stage (0 to 3) from what is exchangeable in it."""
     dim = arch.dims[stage]
     mlp = None
@@ -279,7 +296,6 @@ def build_block(arch: Arch, stage: int, drop_path: float) -> MetaFormerBlock:
         layer_scale_init=arch.layer_scale_init,
         res_scale_init=arch.res_scale_init[stage],
         residual=arch.residual,
-        drop_path=drop_path,
     )
 
 

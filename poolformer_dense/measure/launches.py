@@ -209,7 +209,7 @@ def count_block(
     """
     arch = PRESETS[preset]
     dim = arch.dims[stage]
-    block = build_block(arch, stage, drop_path=0.0).train(train)
+    block = build_block(arch, stage).train(train)
     for module in block.modules():
         if isinstance(module, (MetaFormerBlock, ModifiedLayerNorm)):
             module.backend = backend
@@ -239,9 +239,12 @@ class _ChannelsLast(nn.Module):
         return self.block(x)
 
 
-def count_step(preset: str, backend: str, dtype: torch.dtype = torch.bfloat16) -> Count:
+def count_step(
+    preset: str, backend: str, dtype: torch.dtype = torch.bfloat16, drop_path_rate: float = 0.0
+) -> Count:
     """Forward and backward of a whole backbone with four outputs, 2x3x800x1344."""
-    ahead, back = count_module(MetaFormer(preset, backend=backend), (2, 3, 800, 1344), dtype)
+    model = MetaFormer(preset, backend=backend, drop_path_rate=drop_path_rate)
+    ahead, back = count_module(model, (2, 3, 800, 1344), dtype)
     return ahead + back
 
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.blocks import DropPath
 from backbones.metaformer import build_block
 from backbones.norms import ModifiedLayerNorm
 from backbones.presets import Arch
@@ -17,7 +16,7 @@ from backbones.token_mixers import Pooling
 
 def _block(dim, **changes):
     arch = Arch(depths=(1, 1, 1, 1), dims=(dim,) * 4, **changes)
-    return build_block(arch, stage=2, drop_path=0)
+    return build_block(arch, stage=2)
 
 
 def _normalised(x, norm):
@@ -127,11 +126,14 @@ def test_block_without_mlp_is_its_first_half():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_drop_path_keeps_the_mean_in_any_dtype(dtype):
-    """One over a rate to keep of 0.7 is 1.4286, and 1.4297 in bfloat16."""
-    path = DropPath(0.3)
-    x = torch.ones(64, 2, 1, 1, dtype=dtype)
-    factor = path.draw(x)
-    assert factor.dtype == torch.promote_types(dtype, torch.float32)
-    assert factor.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-7)
-    assert path(x).dtype == dtype
+@pytest.mark.parametrize('mixer', ['Pooling', 'IdentityMixing'])
+def test_drop_path_multiplies_each_branch_of_each_sample(mixer, dtype):
+    block = _block(4, token_mixers=mixer, layer_scale_init=1.0).to(dtype)
+    block.backend = 'reference'
+    x = torch.randn(3, 4, 5, 5, dtype=dtype)
+    drops = torch.tensor([[0, 2, 1], [1, 0, 2]], dtype=torch.promote_types(dtype, torch.float32))
+    middle = x + drops[0].view(3, 1, 1, 1).to(dtype) * block.token_mixer(block.norm1(x))
+    expected = middle + drops[1].view(3, 1, 1, 1).to(dtype) * block.mlp(block.norm2(middle))
+    found = block(x, drops)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)

@@ -166,12 +166,14 @@ def test_frozen_stages(frozen_stages):
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2])
 def test_gradient_checkpointing_changes_nothing(frozen_stages):
-    plain = PoolFormer(TINY, frozen_stages=frozen_stages)
-    saving = PoolFormer(TINY, frozen_stages=frozen_stages, with_cp=True)
+    options = dict(frozen_stages=frozen_stages, drop_path_rate=0.5)
+    plain = PoolFormer(TINY, **options)
+    saving = PoolFormer(TINY, **options, with_cp=True)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for model in (plain, saving):
         model.train()
+        torch.manual_seed(1)
         sum(o.square().sum() for o in model(x)).backward()
     for (name, p), (_, q) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
@@ -196,16 +198,41 @@ def test_gradient_checkpointing_saves_memory():
     assert saved_bytes(True) < 0.5 * saved_bytes(False)
 
 
-def test_drop_path_rises_linearly_and_keeps_the_mean():
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_drop_path_rises_linearly_and_keeps_the_mean(dtype):
+    """One over a rate to keep of 0.7 is 1.4286, and 1.4297 in bfloat16."""
     model = PoolFormer(TINY, drop_path_rate=0.4)
-    rates = [block.drop_path.rate for stage in model.stages for block in stage]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
-    drop = model.stages[3][0].drop_path.train()
-    ones = drop(torch.ones(20_000, 1, 1, 1))
-    assert ones.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
-    assert ones.mean().item() == pytest.approx(1, abs=0.03)
-    x = torch.randn(4, 1, 1, 1)
-    assert drop.eval()(x) is x
+    found = model.draw_drops(torch.zeros(20_000, 3, 1, 1, dtype=dtype))
+    assert found[0] is None
+    for rate, drops in zip([0.1, 0.2, 0.3, 0.4], found[1:], strict=True):
+        assert drops.dtype == torch.promote_types(dtype, torch.float32)
+        assert drops.shape == (2, 20_000)
+        assert drops.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-6)
+        assert drops.mean(1).tolist() == pytest.approx([1, 1], abs=0.03)
+    flat = torch.stack(found[1:]).flatten(0, 1).double()
+    assert flat.corrcoef().triu(1).abs().max() < 0.05  # each branch has a draw of its own
+
+
+def test_drop_path_is_drawn_once_for_each_forward():
+    """Blocks of frozen stages, and all in evaluation, drop nothing; a seed gives the same again."""
+    model = PoolFormer(TINY, drop_path_rate=0.4, frozen_stages=2)
+    seen = []
+    for stage in model.stages:
+        for block in stage:
+            block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    x = torch.randn(8, 3, 64, 64)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    model.train()(x)
+    assert seen[:2] == [None, None]
+    drawn = torch.stack(seen[2:])
+    torch.manual_seed(3)
+    assert torch.equal(torch.stack(model.draw_drops(x)[2:]), drawn)
+    seen.clear()
+    torch.set_rng_state(state)
+    model.eval()(x)
+    assert seen == [None] * 5
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])

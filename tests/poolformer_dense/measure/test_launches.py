@@ -36,6 +36,14 @@ def test_a_step_takes_half_the_launches_that_it_took() -> None:
     assert step.nbytes < 0.6 * plain.nbytes
 
 
+def test_drop_path_takes_three_launches_a_step() -> None:
+    """It took four a block, two for each branch."""
+    without, dropped = (
+        count_step('poolformer_s12', 'triton', drop_path_rate=rate) for rate in (0.0, 0.1)
+    )
+    assert dropped.launches - without.launches == 3
+
+
 def test_the_documentation_shows_what_is_counted(root: Path) -> None:
     """`tools/count_launches.py` prints the table."""
     assert launch_table() in (root / 'docs' / 'kernels.md').read_text()
