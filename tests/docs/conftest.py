@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -46,24 +45,26 @@ def copy_project(root: Path) -> Callable[[Path, list[tuple[str, str]]], Path]:
 
 
 @pytest.fixture(scope='session')
-def follow() -> Callable[..., list[subprocess.CompletedProcess]]:
+def follow(
+    run: Callable[..., subprocess.CompletedProcess],
+) -> Callable[..., list[subprocess.CompletedProcess]]:
     """Run the commands of a code block, one after the other, until one fails."""
 
-    def run(
+    def follow_block(
         block: str, folder: Path, env: dict[str, str] | None = None
     ) -> list[subprocess.CompletedProcess]:
-        environment = os.environ | {'PYTHONPATH': str(folder)} | (env or {})
+        environment = {'PYTHONPATH': str(folder)} | (env or {})
         done = []
         for command in _COMMAND.findall(block):
-            words = shlex.split(command.replace('\\\n', ' '))
-            words = [sys.executable if word == 'python' else word for word in words]
-            done.append(
-                subprocess.run(
-                    words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
-                )
-            )
+            python, tool, *arguments = shlex.split(command.replace('\\\n', ' '))
+            assert python == 'python'
+            if tool == '-m':
+                words = [sys.executable, tool, *arguments]
+                done.append(subprocess.run(words, cwd=folder, capture_output=True, text=True))
+            else:
+                done.append(run(folder / tool, *arguments, cwd=folder, env=environment))
             if done[-1].returncode:
                 break
         return done
 
-    return run
+    return follow_block

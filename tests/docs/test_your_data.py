@@ -1,4 +1,4 @@
-"""docs/your_data.md, on drawn images in the places that it names."""
+"""docs/your_data.md, on drawn images in the places that it names, at half of its scale."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.drawn import write_voc, write_yolo
 
 @pytest.fixture(scope='module')
 def page(code_blocks) -> list[tuple[str, str]]:
-    return code_blocks('your_data.md')
+    blocks = code_blocks('your_data.md')
+    assert any('(640, 640)' in text for _, text in blocks)
+    return [(language, text.replace('(640, 640)', '(320, 320)')) for language, text in blocks]
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +116,7 @@ def test_segmentor_is_checked_drawn_and_tried(commands, copy):
     assert (copy / 'work_dirs/trial/iter_2.pth').is_file()
 
 
-@pytest.mark.slow  # 12 epochs at 640 pixels
+@pytest.mark.slow  # 12 epochs
 def test_detector_is_trained_tested_and_used(commands, copy):
     commands(2)
     printed = commands(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import pickle
 import random
 import re
@@ -44,7 +45,7 @@ def act(event, _):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-dataset, arguments = pickle.load(sys.stdin.buffer)
+dataset, arguments = pickle.loads(Path(sys.argv[2]).read_bytes())
 sys.addaudithook(act)
 prepare(dataset, **arguments)
 print('acts:', int(sys.argv[1]) - left)
@@ -69,27 +70,37 @@ def tree(trees, contents):
 
 
 @pytest.fixture
-def start(root):
-    """Start a process that prepares and is killed at its n-th act."""
+def command(root, tmp_path_factory):
+    """The words, after the interpreter, of a process that prepares and is killed at an act."""
+    folder = tmp_path_factory.mktemp('command')
+    (folder / 'killed.py').write_text(KILLED)
 
-    def run(acts: int, dataset: Dataset, **arguments: object) -> subprocess.Popen:
-        command = [sys.executable, '-c', KILLED, str(acts)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe)
-        process.stdin.write(pickle.dumps((dataset, arguments)))
-        process.stdin.flush()
-        return process
+    def words(acts: int, dataset: Dataset, **arguments: object) -> list[str]:
+        (folder / 'arguments').write_bytes(pickle.dumps((dataset, arguments)))
+        return [str(folder / 'killed.py'), str(acts), str(folder / 'arguments')]
 
-    return run
+    return words
 
 
 @pytest.fixture
-def acts(start, tmp_path):
+def prepare_killed(command, run, root):
+    """Prepare in another process, which is killed at its n-th act."""
+
+    def killed(acts: int, dataset: Dataset, **arguments: object) -> subprocess.CompletedProcess:
+        words = command(acts, dataset, **arguments)
+        return run(*words, cwd=root, env={'PYTHONPATH': str(root)})
+
+    return killed
+
+
+@pytest.fixture
+def acts(prepare_killed, tmp_path):
     """Count the acts of a process that is not killed."""
 
     def count(dataset: Dataset, **arguments: object) -> int:
-        out, errors = start(10**9, dataset, root=tmp_path / 'whole', **arguments).communicate()
-        return int(re.search(rb'acts: (\d+)', out)[1]) if out else pytest.fail(errors.decode())
+        done = prepare_killed(10**9, dataset, root=tmp_path / 'whole', **arguments)
+        found = re.search(r'acts: (\d+)', done.stdout)
+        return int(found[1]) if found else pytest.fail(done.stderr)
 
     return count
 
@@ -217,7 +228,7 @@ def test_a_mirror_takes_the_place_of_the_publisher(small, serve, server, tree, c
 @pytest.mark.parametrize('everywhere', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', NAMES)
 def test_killed_at_any_act_it_resumes(
-    serve, start, acts, tree, contents, tmp_path, name, everywhere
+    serve, prepare_killed, acts, tree, contents, tmp_path, name, everywhere
 ):
     dataset = serve(name)
     total = acts(dataset)
@@ -227,9 +238,7 @@ def test_killed_at_any_act_it_resumes(
     some = [rng.randrange(a, b) + 1 for a, b in itertools.pairwise(tenths)]
     for kill_at in range(1, total + 1) if everywhere else some:
         data = tmp_path / str(kill_at)
-        process = start(kill_at, dataset, root=data)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert prepare_killed(kill_at, dataset, root=data).returncode == -signal.SIGKILL
         there = {p: p.stat().st_ino for p in data.rglob('*.*g') if p.name[0] != '.'}
         prepare(dataset, data)
         assert contents(data) == tree(name)
@@ -238,26 +247,27 @@ def test_killed_at_any_act_it_resumes(
 
 
 @pytest.mark.parametrize('copy', [False, True])
-def test_killed_while_linking_or_copying_it_resumes(small, start, acts, trees, tmp_path, copy):
+def test_killed_while_linking_or_copying_it_resumes(
+    small, prepare_killed, acts, trees, tmp_path, copy
+):
     dataset, source = small('coco'), trees / 'coco'
     total = acts(dataset, source=source, copy=copy)
     for i, kill_at in enumerate(random.Random(0).sample(range(1, total), 5)):
         arguments = dict(root=tmp_path / str(i), source=source, copy=copy)
-        process = start(kill_at, dataset, **arguments)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert prepare_killed(kill_at, dataset, **arguments).returncode == -signal.SIGKILL
         prepare(dataset, **arguments)
         check_prepared(dataset, tmp_path / str(i))
 
 
 def test_killed_in_the_middle_of_a_download_it_asks_for_the_rest(
-    serve, server, start, tree, contents, tmp_path
+    serve, server, command, root, tree, contents, tmp_path
 ):
     dataset = serve('ade20k')
     size = dataset.archives[0].size
     half = size // 2
     server.cuts, server.hold = [half], threading.Event()
-    process = start(10**9, dataset, root=tmp_path)
+    words = [sys.executable, *command(10**9, dataset, root=tmp_path)]
+    process = subprocess.Popen(words, env=os.environ | {'PYTHONPATH': str(root)})
     assert server.held.wait(60)
     part = tmp_path / 'ade/downloads/ADEChallengeData2016.zip.part'
     while part.stat().st_size < half:  # sent, but perhaps not yet written
@@ -265,7 +275,7 @@ def test_killed_in_the_middle_of_a_download_it_asks_for_the_rest(
     with pytest.raises(UserError, match='prepared by another process'):
         prepare(dataset, tmp_path)
     process.kill()
-    process.communicate()
+    process.wait()
     server.requests = []
     prepare(dataset, tmp_path)
     assert server.requests == [['ADEChallengeData2016.zip', f'bytes={half}-', size - half]]
