@@ -258,7 +258,8 @@ def tiny_config(
             custom_hooks=custom_hooks,
             env_cfg=dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0)),
             log_level='WARNING',
-        )
+        ),
+        format_python_code=False,  # which takes longer than the run
     )
 
 
