@@ -87,11 +87,11 @@ class TestSealed:
         for place in ends:
             path.write_bytes(whole[:place])
             assert seal_holds(path) is False, f'cut at {place} of {size}'
-            for bit in range(8):
-                flipped = bytearray(whole)
-                flipped[place] ^= 1 << bit
-                path.write_bytes(flipped)
-                assert seal_holds(path) is False, f'bit {bit} of byte {place} of {size}'
+            bit = place % 8
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            assert seal_holds(path) is False, f'bit {bit} of byte {place} of {size}'
 
     def test_damage_anywhere_shows(self, whole, tmp_path):
         draw = random.Random(1)

@@ -21,14 +21,15 @@ from poolformer_dense.runner.hooks import (
 )
 from poolformer_dense.runner.label_writer import DumpLabelMaps
 from poolformer_dense.runner.runner import build_runner
+from tests.poolformer_dense.runner import tiny
 
 
 @pytest.fixture
 def demo(root, shapes, tmp_path):
-    """A detector on drawn shapes, base batch 4, one epoch of 8 images."""
+    """A small detector on drawn shapes, base batch 4, one epoch of 8 images."""
+    path = tiny.write_demo(root, 'retinanet', tmp_path)
 
     def load(overrides=None, **arguments):
-        path = root / 'configs/demo/retinanet_poolformer_s12.py'
         small = {
             'data_root': str(shapes / 'coco'),
             'train_cfg.max_epochs': 1,

@@ -221,11 +221,15 @@ def _resumed(folder: Path, load_from: str | None = None, **options) -> tuple[int
     runner.logger.addHandler(listener)
     runner.register_hook(_Stop(start), priority='HIGHEST')
     try:
-        with pytest.raises(StopIteration):
+        with pytest.raises(_Stopped):
             runner.train()
     finally:
         runner.logger.removeHandler(listener)
     return start[0], '\n'.join(said)
+
+
+class _Stopped(UserError):
+    """Ends a run at once: after other errors it waits for the end of workers."""
 
 
 class _Stop(tiny.Hook):
@@ -234,7 +238,7 @@ class _Stop(tiny.Hook):
 
     def before_train(self, runner) -> None:
         self.start.append(runner.iter)
-        raise StopIteration
+        raise _Stopped
 
 
 def test_a_run_goes_on_from_the_newest(copy):

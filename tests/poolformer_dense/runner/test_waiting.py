@@ -125,10 +125,10 @@ def test_a_rank_that_is_late_is_named_and_waited_for(ranks, runs):
             ranks.start(rank, train, runs, 1800, Stuck(1, 'iteration 3', block))
         late = rf'rank 1 on \S+ \(process {ranks.children[1].pid}\) has been in iteration 3 '
         ranks.wait_until_said(0, SAID.format(where='iteration 3', call=r'\w+', reason=late))
+        assert 'iteration 3' not in ranks.said(1)
         release()
         for child in ranks.children.values():
             child.result()
-    assert 'iteration 3' not in ranks.said(1)
 
 
 def test_a_stopped_rank_is_given_up(ranks, runs):
