@@ -211,7 +211,7 @@ def test_a_folded_backbone_predicts_the_same(run, root, shapes, trained_fpn, tes
     assert np.mean([np.mean(a == b) for a, b in pairs]) > 0.999
 
 
-def test_two_processes_agree(run, root, shapes, tmp_path):
+def test_two_processes_agree(run, root, shapes, free_port, tmp_path):
     # Rank 1 writes what it ends with, so that both ranks' parameters can be compared.
     hook = tmp_path / 'every_rank.py'
     hook.write_text(
@@ -235,7 +235,7 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
         'dist_train.sh', config, 2, '--work-dir', tmp_path / 'w',
         '--cfg-options', f'data_root={shapes}/coco', 'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1', 'train_dataloader.batch_size=2',
-        cwd=tmp_path, env={'PORT': '29533', 'PYTHONPATH': str(tmp_path)},
+        cwd=tmp_path, env={'PORT': str(free_port), 'PYTHONPATH': str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'gloo backend, and SyncBN is replaced by BN' in done.stdout + done.stderr
@@ -246,13 +246,13 @@ def test_two_processes_agree(run, root, shapes, tmp_path):
 
 
 def test_distributed_evaluation_counts_every_image(
-    run, root, shapes, trained_retinanet, evaluated_retinanet, tmp_path
+    run, root, shapes, trained_retinanet, evaluated_retinanet, free_port, tmp_path
 ):
     done = run(
         'dist_test.sh', root / 'configs/demo/retinanet_poolformer_s12.py', trained_retinanet[0], 2,
         '--work-dir', 'w',
         '--cfg-options', f'data_root={shapes}/coco', 'model.test_cfg.score_thr=0.0',
-        cwd=tmp_path, env={'PORT': '29534'},
+        cwd=tmp_path, env={'PORT': str(free_port)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (

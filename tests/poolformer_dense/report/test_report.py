@@ -617,7 +617,7 @@ def test_the_hook_can_be_told_to_do_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_keep_what_one_keeps(run, root, tmp_path):
+def test_two_processes_keep_what_one_keeps(run, root, free_port, tmp_path):
     """Of three images one process has two and the other one, and one again to fill up."""
     write_ade20k(tmp_path / 'ade', num_train=8, num_val=3)
     config = root / 'configs/demo/fpn_poolformer_s12.py'
@@ -627,7 +627,7 @@ def test_two_processes_keep_what_one_keeps(run, root, tmp_path):
     ]  # fmt: skip
     done = run(
         'dist_train.sh', config, 2, '--work-dir', tmp_path / 'two', *options,
-        cwd=tmp_path, env={'PORT': '29571'},
+        cwd=tmp_path, env={'PORT': str(free_port)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / 'two/validation/summary.json').read_text())

@@ -334,7 +334,8 @@ def demo_config(
     path = write_demo(root, name, work_dir)
     layout = 'ade' if name == 'fpn' else 'coco'
     options = {'data_root': f'{shapes}/{layout}'} | (overrides or {})
-    return load_config(str(path), options, str(work_dir), launcher)
+    cfg = load_config(str(path), options, str(work_dir), launcher)
+    return Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
 
 
 def train_listening(runner: Runner) -> str:
