@@ -34,7 +34,7 @@ def printable_lines(text: object) -> str:
 
 def say(text: object, file: TextIO | None = None) -> None:
     """Print lines that may have names in them; standard output is the default."""
-    print(printable_lines(text), file=file)
+    print(printable_lines(text), file=file, flush=True)
 
 
 class PrintableRecord(logging.LogRecord):

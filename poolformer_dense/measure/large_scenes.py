@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from ..config.walk import nodes_of_type
 from ..predict.predictor import Predictor
 from ..predict.results import Segmentation
-from .shapes import CLASSES, SEGMENTATION_CLASSES, Scene, draw_scene
+from .shapes import CLASSES, SEGMENTATION_CLASSES, Scene, draw_background, draw_scene
 
 # The shapes of `draw_scene` are a quarter to a half of its short side.
 _OBJECT = 0.39
@@ -35,14 +35,18 @@ class Way(NamedTuple):
     scale: int
 
 
-def draw_large_scene(seed: tuple[int, ...], side: int, small: int = 16) -> Scene:
-    """Draw a square scene of many small ones.
+def draw_large_scene(
+    seed: tuple[int, ...], side: int, small: int = 16, filled: float = 1 / 32
+) -> Scene:
+    """Draw a square scene of small ones, most of which are empty.
 
     Args:
         seed: The same numbers give the same scene.
         side: Pixels of a side.
         small: About the pixels of an object's side.
+        filled: The part of the small scenes that have objects, 2 to 6 each.
     """
+    rng = np.random.default_rng(seed)
     short = round(small / _OBJECT)
     cell = round(short * 4 / 3)
     image = np.zeros((side, side, 3), np.uint8)
@@ -50,8 +54,11 @@ def draw_large_scene(seed: tuple[int, ...], side: int, small: int = 16) -> Scene
     polygons: list[np.ndarray] = []
     for y in range(0, side, cell):
         for x in range(0, side, cell):
-            scene = draw_scene((*seed, y, x), cell, cell)
             part = image[y : y + cell, x : x + cell]
+            if rng.random() >= filled:
+                part[:] = draw_background(rng, *part.shape[1::-1])
+                continue
+            scene = draw_scene((*seed, y, x), cell, cell)
             part[:] = scene.image[: part.shape[0], : part.shape[1]]
             for label, polygon in zip(scene.labels, scene.polygons, strict=True):
                 if (polygon.max(0) < part.shape[1::-1]).all():

@@ -43,10 +43,7 @@ def draw_scene(seed: tuple[int, ...], long_side: int = 128, short_side: int = 96
     """
     rng = np.random.default_rng(seed)
     width, height = rng.permutation([long_side, short_side]).tolist()
-    ramp = np.linspace(0, 1, width)[None, :, None] * rng.uniform(-60, 60)
-    noise = rng.normal(0, 8, (height, width, 3))
-    gray = rng.uniform(60, 190) + rng.uniform(-15, 15, 3)
-    image = np.clip(gray + ramp + noise, 0, 255).astype(np.uint8)
+    image = draw_background(rng, width, height)
     labels: list[int] = []
     polygons: list[np.ndarray] = []
     taken = np.zeros((height, width), np.uint8)
@@ -67,6 +64,14 @@ def draw_scene(seed: tuple[int, ...], long_side: int = 128, short_side: int = 96
         labels.append(label)
         polygons.append(polygon)
     return Scene(image, labels, polygons)
+
+
+def draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Draw what is behind the shapes: a ramp of a gray and noise, (H, W, 3) uint8."""
+    ramp = np.linspace(0, 1, width)[None, :, None] * rng.uniform(-60, 60)
+    noise = rng.normal(0, 8, (height, width, 3))
+    gray = rng.uniform(60, 190) + rng.uniform(-15, 15, 3)
+    return np.clip(gray + ramp + noise, 0, 255).astype(np.uint8)
 
 
 def write_coco(
