@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..exporting.parity import Parity
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
+SHOWN = 20  # reasons of ties
 SMALLEST = 32  # as the library has it, which takes seconds to import
 
 
@@ -67,8 +69,10 @@ def print_parity(title: str, parity: Parity, unit: str) -> None:
         f'{title} (batches {sizes}):\n'
         f'  largest raw error, of the largest magnitude: {parity.worst:.2e}\n'
         f'  {unit}: {parity.same} of {parity.total} agree ({parity.agreement:.4%})'
-        + (f'; {parity.ties} more are there or not by a tie' if parity.ties else '')
+        + (f'; {len(parity.ties)} more are there or not by rounding:' if parity.ties else '')
     )
+    for reason, count in Counter(parity.ties).most_common(SHOWN):
+        print(f'    {reason}' + (f' ({count} times)' if count > 1 else ''))
 
 
 def main() -> None:

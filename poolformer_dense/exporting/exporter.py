@@ -100,14 +100,20 @@ def quantize_file(
 
     runtime = open_runtime(path)
     batches = [batch[:1] for batch in parity_batches(images, runtime.size)]
-    evaluate = None if max_drop is None else _evaluation(predictor.cfg, path, runtime)
+    evaluate = None if max_drop is None else evaluation_of(predictor.cfg, path, runtime)
     drop = None if max_drop is None else max_drop / 100
     write_openvino(quantize(read_model(path), batches, evaluate, drop), path)
     return open_runtime(path).run
 
 
-def _evaluation(cfg: Config, path: Path, runtime: Runtime) -> Callable[[Run], float]:
-    """Return what measures AP or mIoU, from 0 to 1, of something that runs."""
+def evaluation_of(cfg: Config, path: Path, runtime: Runtime) -> Callable[[Run], float]:
+    """Return what measures AP or mIoU, from 0 to 1, of something that runs.
+
+    Args:
+        cfg: The config, with the test data.
+        path: An exported file, whose runs are measured.
+        runtime: It.
+    """
     cfg = copy.deepcopy(cfg)
     evaluate_exported(cfg, str(path))
     runner = build_runner(cfg)
@@ -115,7 +121,7 @@ def _evaluation(cfg: Config, path: Path, runtime: Runtime) -> Callable[[Run], fl
     def evaluate(run: Run) -> float:
         runner.model.use(replace(runtime, run=run))
         metrics = runner.test()
-        return metric_of(metrics)
+        return metric_of(metrics) if metrics else 0.0  # without detections COCO's has none
 
     return evaluate
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..runtimes.outputs import Array, Objects, paste_mask, read_detections
 from ..runtimes.runtime import Run
 from .base import Graph, maps_by_level
 from .graphs import LabelGraph, describe_nms
+from .ties import possible_detections, take
 from .two_stage import TwoStageGraph
 
 # What an export must reach in float32.
@@ -23,12 +24,8 @@ MAX_RAW_ERROR = 1e-4
 MIN_IOU = 0.999
 MIN_MASK_IOU = 0.99
 MIN_SAME_LABELS = 0.9999
-# Of hundreds of proposals an image, rounding at the NMS threshold flips one now and then, and a
-# detection is then found from its neighbour.
+# With a second stage, which looks at regions by boxes that are rounded.
 MIN_IOU_FROM_PROPOSALS = 0.99
-MIN_SAME_FROM_PROPOSALS = 0.99
-# A decision between values nearer than this is a tie: rounding makes it.
-TIE = 1e-3
 
 
 @dataclass
@@ -39,9 +36,8 @@ class Parity:
         errors: By raw output, the largest difference as a part of that output's largest magnitude.
         same: Detections with a partner of the same label, an IoU >= 0.999 (0.99 with two stages),
             and masks with one >= 0.99; or pixels of the same label.
-        ties: Detections without a partner, of either side, that are there or not by a tie: their
-            score equals a threshold or that of a rival, or their overlap with it equals that of
-            NMS, up to rounding. They count neither as same nor in the total.
+        ties: Of each detection without a partner, of either side, that rounding decides on, why
+            (`poolformer_dense.exporting.ties`). They count neither as same nor in the total.
         total: Detections of the side that has more, or pixels.
         enough: The part that must be the same.
         sizes: (B, H, W) of what was compared.
@@ -49,7 +45,7 @@ class Parity:
 
     errors: dict[str, float] = field(default_factory=dict)
     same: int = 0
-    ties: int = 0
+    ties: list[str] = field(default_factory=list)
     total: int = 0
     enough: float = 1.0
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -84,7 +80,7 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
     parity = Parity(enough=MIN_SAME_LABELS if segments else 1.0)
     min_iou = MIN_IOU
     if isinstance(graph, TwoStageGraph):
-        parity.enough, min_iou = MIN_SAME_FROM_PROPOSALS, MIN_IOU_FROM_PROPOSALS
+        min_iou = MIN_IOU_FROM_PROPOSALS
     for images in batches:
         found = run(images)
         with torch.no_grad():
@@ -97,13 +93,20 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
             parity.same += int((results.numpy() == found['labels']).sum())
             parity.total += results.numel()
         else:
-            nms = describe_nms(graph)
-            for each, expected in zip(read_detections(found, nms), results, strict=True):
-                pairs = find_pairs(expected, _pasted(each, images.shape[2:]), min_iou)
-                lost = count_lost(expected, each, pairs, nms)
+            own = read_detections(found, describe_nms(graph))
+            for i, (each, expected) in enumerate(zip(own, results, strict=True)):
+                each = _pasted(each, images.shape[2:])
+                pairs = find_pairs(expected, each, min_iou)
                 parity.same += len(pairs)
-                parity.total += len(pairs) + max(each.lost for each in lost)
-                parity.ties += sum(each.ties for each in lost)
+                parity.total += len(pairs)
+                alone = [
+                    _without(expected, [i for i, _ in pairs]),
+                    _without(each, [j for _, j in pairs]),
+                ]
+                if any(map(len, alone)):
+                    ties, lost = find_ties(graph, images[i : i + 1], alone, min_iou)
+                    parity.ties += ties
+                    parity.total += lost
         batch, _, height, width = images.shape
         parity.sizes.append((batch, height, width))
     return parity
@@ -127,6 +130,10 @@ def _reference(graph: Graph, model: Any, images: Tensor) -> tuple[dict[str, Tens
     return raw, [
         Objects(each.bboxes, each.scores, each.labels, each.get('masks')) for each in found
     ]
+
+
+def _without(found: Objects, rows: Sequence[int]) -> Objects:
+    return take(found, np.setdiff1d(np.arange(len(found)), rows))
 
 
 def _pasted(found: Objects, size: tuple[int, ...]) -> Objects:
@@ -157,53 +164,26 @@ def find_pairs(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> lis
     return pairs
 
 
-class Lost(NamedTuple):
-    """Detections of one side that have no partner on the other."""
-
-    lost: int
-    ties: int
-
-
-def count_lost(
-    expected: Objects, own: Objects, pairs: Sequence[tuple[int, int]], nms: Mapping[str, Any]
-) -> list[Lost]:
-    """Count what has no partner, on both sides, those by a tie apart.
+def find_ties(
+    graph: Graph, image: Array, alone: Sequence[Objects], min_iou: float = MIN_IOU
+) -> tuple[list[str], int]:
+    """Return why detections of either side have no partner, and how many there are without reason.
 
     Args:
-        expected: The model's detections.
-        own: The export's.
-        pairs: Of `find_pairs`.
-        nms: Of `describe_nms`.
+        graph: What was exported.
+        image: (1, 3, H, W), uint8, RGB.
+        alone: The model's detections without a partner, and the export's.
+        min_iou: As for `find_pairs`.
+
+    Returns:
+        What is undecided for each that rounding decides on; and of the others, how many the side
+        has that has more.
     """
-    counts = []
-    for side, one, other in ((0, expected, own), (1, own, expected)):
-        alone = np.setdiff1d(np.arange(len(one)), [pair[side] for pair in pairs])
-        ties = sum(_is_tie(one, i, other, nms) for i in alone)
-        counts.append(Lost(len(alone) - ties, ties))
-    return counts
-
-
-def _is_tie(one: Objects, i: int, other: Objects, nms: Mapping[str, Any]) -> bool:
-    """Whether a detection is missing on the other side by a decision between equal values."""
-    score = one.scores[i]
-    limits = [nms['score_thr']]
-    if nms['max_per_img'] in (len(one), len(other)):
-        limits.append(min(each.scores.min() for each in (one, other) if len(each)))
-    if any(abs(score - limit) < TIE for limit in limits):
-        return True
-    alone = Objects(one.boxes[[i]], one.scores[[i]], one.labels[[i]])
-    for rivals in (one, other):
-        if not len(rivals):
-            continue
-        overlap = _overlaps(alone, rivals)[0]
-        threshold = nms['settings']['iou_threshold']
-        near = np.abs(overlap - threshold) < TIE
-        equal = (overlap > threshold) & (np.abs(rivals.scores - score) < TIE)
-        if rivals is one:
-            equal[i] = False
-        if (near | equal).any():
-            return True
-    return False
+    undecided, reasons = possible_detections(graph, image).undecided()
+    undecided = _pasted(undecided, image.shape[2:])
+    ties = [find_pairs(each, undecided, min_iou) for each in alone]
+    found = [reasons[row] for pairs in ties for _, row in pairs]
+    return found, max(len(each) - len(pairs) for each, pairs in zip(alone, ties, strict=True))
 
 
 def _overlaps(one: Objects, other: Objects) -> Array:

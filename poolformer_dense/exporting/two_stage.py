@@ -62,6 +62,7 @@ class TwoStageGraph(Graph):
         _check_head(head)
         self.masks = bool(head.with_mask)
         self.outputs = ('boxes', 'scores', 'labels', *(['masks'] if self.masks else []))
+        self.proposal_settings: Mapping[str, Any] = model.test_cfg.rpn
         self.settings: Mapping[str, Any] = model.test_cfg.rcnn
         self.stages = head.num_stages if isinstance(head, CascadeRoIHead) else 1
         check_nms(model.test_cfg.rpn, 'model.test_cfg.rpn')
@@ -71,7 +72,7 @@ class TwoStageGraph(Graph):
         size = image.shape[-2:]
         features = self.model.extract_feat(self.prepare(image))
         maps = self.model.rpn_head(features)
-        settings = self.model.test_cfg.rpn
+        settings = self.proposal_settings
         found = boxes_before_nms(self.model.rpn_head, maps, size, settings, by_level=True)
         threshold, rows = settings['nms']['iou_threshold'], settings['max_per_img']
         proposals, scores, _ = self.suppress(*found, threshold, rows)

@@ -22,7 +22,7 @@ from poolformer_dense.exporting.exporter import parity_batches, usual_size, writ
 from poolformer_dense.exporting.graphs import build_graph
 from poolformer_dense.exporting.nms import nms_by_group, suppress
 from poolformer_dense.exporting.onnx_file import to_onnx
-from poolformer_dense.exporting.parity import count_lost, find_pairs, measure_parity
+from poolformer_dense.exporting.parity import find_pairs, measure_parity
 from poolformer_dense.exporting.pooling import pool, pool_regions
 from poolformer_dense.exporting.program import round_weights
 from poolformer_dense.predict.predictor import fold
@@ -111,22 +111,6 @@ def test_detections_are_counted_one_to_one():
     cut = masks.copy()
     cut[2, 20:22] = False
     assert len(find_pairs(everything, Objects(boxes, scores, labels, cut))) == 2
-
-
-def test_only_a_decision_between_equal_values_is_a_tie():
-    nms = dict(settings=dict(iou_threshold=0.5), max_per_img=100, score_thr=0.05)
-
-    def counted(boxes, scores):
-        everything = Objects(np.float32(boxes), np.float32(scores), np.zeros(len(boxes), int))
-        first = Objects(everything.boxes[:1], everything.scores[:1], everything.labels[:1])
-        return count_lost(everything, first, [(0, 0)], nms)[0]
-
-    box = [0, 0, 30, 10]
-    assert counted([box, [50, 0, 80, 10]], [0.9, 0.5]) == (1, 0)  # simply lost
-    assert counted([box, [50, 0, 80, 10]], [0.9, 0.0504]) == (0, 1)  # at score_thr
-    assert counted([box, [10, 0, 40, 10.001]], [0.9, 0.5]) == (0, 1)  # IoU 0.5 with the first
-    assert counted([box, [14, 0, 44, 10]], [0.9, 0.5]) == (1, 0)
-    assert counted([box, [2, 0, 32, 10]], [0.9, 0.9001]) == (0, 1)  # whichever comes first
 
 
 def test_masks_are_pasted_as_upstream_pastes_them():
