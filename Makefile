@@ -8,7 +8,7 @@ TEST_JOBS ?= 2
 export PYTHON VENV VENV_PEERS STACK TORCH MMCV_LINKS FORCE_CUDA MAX_JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready peers doctor browser demo test test-all soak cluster-test coverage gpu-check lint format docs clean
+.PHONY: help setup ready peers doctor browser demo test test-all soak cluster-test coverage speed gpu-check lint format docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ cluster-test: ready  ## as root: hosts as network namespaces, and Slurm (see CON
 coverage: ready  ## run the fast tests and print which lines they cover, by module (slower than make test)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak and not cluster' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile \
 	  -q --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+speed: ready  ## time whole models beside stock, idle and beside busy processes; 20 minutes with nothing else running
+	@$(PY) tools/measure_speed.py
 
 gpu-check:  ## on a machine with a GPU: check the kernels, measure, and say which defaults the figures support
 	@tools/gpu_check.sh

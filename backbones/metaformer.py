@@ -100,12 +100,17 @@ class MetaFormer(BaseModule):
     Attributes:
         out_channels: Channels of each output, as a neck's ``in_channels`` needs them.
         out_strides: Pixels of the image from one value of each output to the next.
+        contiguous: Whether the outputs are (the default). False hands them on in the layout that
+            the stages compute in, on CPUs channels_last: faster for the layers behind, but mmcv's
+            operators on CPUs take it for contiguous without a word, and RoIAlign pools other
+            pixels. Only where nothing behind is of that kind, or is given contiguous maps.
 
     Raises:
         ValueError: An argument is outside what is named above.
     """
 
     presets: Mapping[str, Arch] = PRESETS
+    contiguous = True
     is_init: bool  # mmengine's
 
     def __init__(
@@ -178,11 +183,7 @@ class MetaFormer(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage.
-
-        The maps are contiguous, whatever layout the stages compute in: mmcv's RoIAlign takes
-        channels_last for contiguous without a word, and pools other pixels.
-        """
+        """Map images (B, in_channels, H, W) to a map (B, C_i, H_i, W_i) for each output stage."""
         if resolve_backend(self.backend, x.device.type) != 'reference':
             # Fused operators and convolutions are faster on it; shapes and values are the same.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -200,7 +201,8 @@ class MetaFormer(BaseModule):
                 else:
                     x = block(x, next(drops))
             if i in self.out_indices:
-                outputs.append(self.output_norms[str(i)](x).contiguous())
+                output = self.output_norms[str(i)](x)
+                outputs.append(output.contiguous() if self.contiguous else output)
         return tuple(outputs)
 
     def set_backend(self, backend: str) -> None:

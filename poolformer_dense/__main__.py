@@ -24,7 +24,6 @@ COMMANDS = {
     'convert-checkpoint': 'convert_checkpoint',
     'analyze': 'analyze_model',
     'benchmark': 'benchmark',
-    'benchmark-step': 'benchmark_step',
     'benchmark-evaluation': 'benchmark_evaluation',
     'compare-tiles': 'compare_tiles',
     'estimate-communication': 'estimate_communication',

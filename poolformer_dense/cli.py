@@ -7,6 +7,7 @@ A tool imports torch and whatever brings it in `main`, after its arguments are p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ def run_tool(main: Callable[[], None]) -> int:
         0, or 2 after an error the user can fix (of several processes the first prints it, or the
         one that it concerns alone), 1 after any other, or 130 after Ctrl-C.
     """
+    _let_waiting_threads_give_way()
     with ToolConsole():
         return _run(main)
 
@@ -44,6 +46,16 @@ def run_command(program: str, words: Sequence[str], main: Callable[[], None]) ->
         return run_tool(main)
     finally:
         _typed.reset(token)
+
+
+def _let_waiting_threads_give_way() -> None:
+    """Shorten the time for which OpenMP's threads spin at a barrier, for the torch to come.
+
+    GNU's runtime lets them spin for some 10 ms, on the processor that another process, or the
+    thread they wait for, could have: beside two busy processes steps take twice the time.
+    """
+    if 'OMP_WAIT_POLICY' not in os.environ:
+        os.environ.setdefault('GOMP_SPINCOUNT', '100000')
 
 
 def _run(main: Callable[[], None]) -> int:
@@ -99,6 +111,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'config', type=find_config, help='config file, or the name of a shipped one'
     )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` and ``--verbose``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -24,6 +24,7 @@ from ..config.preflight.compiler import compiler_fault
 from ..data.decoding import Decoder
 from ..errors import UserError
 from ..runner.compiling import compile_parts
+from ..runner.memory_layout import keep_layout
 from ..runner.mixed_precision import keep_edges_in_float32
 from ..runtimes.exported import ExportedModel, check_task
 from ..runtimes.runtime import is_exported
@@ -240,7 +241,7 @@ def load_predictor(
     saved = read_checkpoint(checkpoint, 'cpu', unsafe_load)
     steps, decoder = steps_in_memory(cfg.test_dataloader.dataset.pipeline)
     with MODELS.switch_scope_and_registry(cfg.default_scope):
-        model = MODELS.build(cfg.model)
+        model = keep_layout(MODELS.build(cfg.model))
         pipeline = Compose(steps)
         dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True, pipeline=[]))
     load_weights(model, saved, source=checkpoint)

@@ -43,6 +43,7 @@ from .launch import join_processes
 from .learning_rates import idle_keys
 from .loading import LoadingRunner
 from .loops import EVALUATING, EXACT
+from .memory_layout import keep_layout
 from .mixed_precision import for_this_device, keep_edges_in_float32
 from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
 from .preemption import PreemptionHook
@@ -106,6 +107,10 @@ class DenseRunner(LoadingRunner):
             self.tracker_names = [b['name'] for b in backends if is_tracker(b)]
             visualizer = {**visualizer, 'name': name, 'vis_backends': backends}
         return super().build_visualizer(visualizer)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Build the model; what follows our backbone computes in the backbone's layout."""
+        return keep_layout(super().build_model(model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model; without a GPU, for gloo and with BN in place of SyncBN."""

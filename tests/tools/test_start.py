@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import resource
 import subprocess
@@ -64,3 +65,16 @@ def test_choices_written_in_commands_are_the_librarys():
     evaluation = written('benchmark_evaluation')
     assert evaluation['IMAGES'] == Content.images
     assert evaluation['DETECTIONS'] == Content.detections
+
+
+@pytest.mark.parametrize(('given', 'spins'), [({}, '100000'), ({'GOMP_SPINCOUNT': '7'}, '7')])
+def test_threads_of_a_tool_spin_for_a_short_time(root, given, spins):
+    main = 'from poolformer_dense.cli import run_tool\nrun_tool(lambda: __import__("torch"))'
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(('GOMP_', 'OMP_'))}
+    done = subprocess.run(
+        [sys.executable, '-c', main], cwd=root, capture_output=True, text=True, check=True,
+        env={**kept, **given, 'OMP_DISPLAY_ENV': 'verbose'},
+    )  # fmt: skip
+    if 'GOMP_SPINCOUNT' not in done.stderr:
+        pytest.skip("torch's OpenMP is not GNU's")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -1,10 +1,12 @@
-"""Timing the backbones beside other implementations of the same function, within one run."""
+"""Timing whole models and backbones beside others that do the same, in turns within one run."""
 
+from .busy import busy_processes
 from .compete import compete
+from .format_times import compare_formats, format_table
 from .peers import PEERS
-from .tables import as_dict, describe_environment, growth_table, plot, ratio_table, table
+from .tables import as_dict, describe_environment, ratio_table, table
 from .task import TASKS, TOLERANCE, Row, Workload, select_device
-from .whole import compare_steps, stage_table
+from .whole import build_contestants, stage_table, take_turns
 
 __all__ = [
     'PEERS',
@@ -13,13 +15,15 @@ __all__ = [
     'Row',
     'Workload',
     'as_dict',
-    'compare_steps',
+    'build_contestants',
+    'busy_processes',
+    'compare_formats',
     'compete',
     'describe_environment',
-    'growth_table',
-    'plot',
+    'format_table',
     'ratio_table',
     'select_device',
     'stage_table',
     'table',
+    'take_turns',
 ]

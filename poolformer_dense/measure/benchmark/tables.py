@@ -1,4 +1,4 @@
-"""What was measured, as tables, plain data for JSON, and a plot."""
+"""What was measured, as tables and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from backbones import __version__
 from .task import Row, Workload
 
 PACKAGES = ('onedl-mmpretrain', 'timm', 'transformers', 'triton')
-COLOURS = {'ours': 'tab:orange', 'peer': 'tab:blue', 'part': 'tab:gray'}
 
 
 def best_of(rows: Sequence[Row]) -> list[Row]:
@@ -108,76 +107,14 @@ def ratio_table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def growth_table(runs: Sequence[tuple[Workload, Sequence[Row]]]) -> Table:
-    """Return the time per pixel at each size, of the better format of each name."""
-    result = _table('ns per pixel', '')
-    _add_numbers(result, *('{}x{}'.format(*workload.size) for workload, _ in runs), 'last / first')
-    by_name: dict[str, list[float]] = {}
-    for workload, rows in runs:
-        for row in best_of(rows):
-            by_name.setdefault(row.name, []).append(1e9 * row.median / workload.pixels)
-    for name, values in by_name.items():
-        growth = f'{values[-1] / values[0]:.2f}'
-        result.add_row(name, *(f'{value:.1f}' for value in values), growth)
-    return result
-
-
-def as_dict(runs: Sequence[tuple[Workload, Sequence[Row]]]) -> list[dict[str, Any]]:
+def as_dict(workload: Workload, rows: Sequence[Row]) -> dict[str, Any]:
     """Return everything measured as plain data for JSON: seconds and bytes."""
-    return [
-        {
-            'workload': asdict(workload),
-            'rows': [
-                asdict(row)
-                | {
-                    'median': row.median,
-                    'seconds_per_pixel': row.median / workload.pixels,
-                    'best_format': row in best_of(rows),
-                }
-                for row in rows
-            ],
-            'ratios': ratios(rows),
-        }
-        for workload, rows in runs
-    ]
-
-
-def plot(runs: Sequence[tuple[Workload, Sequence[Row]]], path: Path, caption: str) -> None:
-    """Draw the medians as bars with their spread, the fastest format of each name.
-
-    Args:
-        runs: A diagram for each.
-        path: An image file; its suffix says which kind.
-        caption: Below the diagrams.
-    """
-    from matplotlib.figure import Figure  # here: without --plot it is not needed
-
-    counts = [len(best_of(rows)) for _, rows in runs]
-    figure = Figure(figsize=(8, 1.2 + sum(0.4 * n + 0.9 for n in counts)), layout='constrained')
-    diagrams = figure.subplots(len(runs), squeeze=False, height_ratios=counts)[:, 0]
-    for axes, (workload, rows) in zip(diagrams, runs, strict=True):
-        best = sorted(best_of(rows), key=lambda row: row.median)
-        medians = [1e3 * row.median for row in best]
-        spread = [
-            [1e3 * (row.median - min(row.seconds)) for row in best],
-            [1e3 * (max(row.seconds) - row.median) for row in best],
-        ]
-        bars = axes.barh(
-            [f'{row.name}\n{row.memory_format}' for row in best],
-            medians,
-            xerr=spread,
-            color=[COLOURS[row.kind] for row in best],
-            error_kw={'elinewidth': 1, 'capsize': 3},
-        )
-        labels = [milliseconds(row.median) for row in best]
-        axes.bar_label(bars, labels, padding=5, fontsize='small')
-        axes.set(title=str(workload), xlim=(0, 1150 * max(max(row.seconds) for row in best)))
-        axes.invert_yaxis()
-        axes.tick_params(axis='y', labelsize='small')
-        axes.spines[['top', 'right']].set_visible(False)
-    diagrams[-1].set_xlabel('ms: median, smallest to largest')
-    figure.text(0.01, -0.02, caption, fontsize='x-small')
-    figure.savefig(path, dpi=150, bbox_inches='tight')
+    best = best_of(rows)
+    return {
+        'workload': asdict(workload),
+        'rows': [asdict(row) | {'median': row.median, 'best_format': row in best} for row in rows],
+        'ratios': ratios(rows),
+    }
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -82,11 +82,6 @@ class Workload:
         """Of convolutions and other matrix products."""
         return getattr(torch, self.dtype)
 
-    @property
-    def pixels(self) -> int:
-        """Of all images."""
-        return self.batch * self.size[0] * self.size[1]
-
     def autocast(self) -> torch.autocast:
         """Return the context of forward."""
         lower = self.product_dtype if self.dtype != 'float32' else None

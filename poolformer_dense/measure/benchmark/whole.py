@@ -1,7 +1,7 @@
-"""Where a step of a whole detector or segmentor spends its time, beside plain PyTorch.
+"""Where a step of a whole detector or segmentor spends its time, ours beside stock.
 
 Each contestant is built from the config by the Runner, as a training builds it, and has the same
-weights and the same batches.
+weights and batches. Stock is the same config with the backbone in plain torch, maps contiguous.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STAGES = {
     ),
     'infer': ('data', 'preprocessing', 'backbone', 'neck', 'heads', 'post-processing'),
 }  # fmt: skip
-PLAIN = 'plain PyTorch'
+STOCK = 'stock'
 TOLERANCE = 1e-3  # of the features in float32, over their largest element
 
 
@@ -102,33 +102,32 @@ class WholeModel:
         self.step()
         self.seconds.append(dict(self.clock.seconds))
 
-    def median(self, stage: str | None = None) -> float:
-        """Seconds of a stage, or of the whole step."""
-        return statistics.median(
+    def times(self, stage: str | None = None) -> list[float]:
+        """Seconds of a stage, or of the whole step, in each that counts."""
+        return [
             sum(each.values()) if stage is None else each.get(stage, 0.0) for each in self.seconds
-        )
+        ]
 
 
-def compare_steps(cfg: Config, task: str, dtype: str, rounds: int) -> list[WholeModel]:
-    """Time steps of a config's model, and of the same in plain PyTorch, in turn.
+def build_contestants(cfg: Config, task: str, dtype: str) -> list[WholeModel]:
+    """Build a config's model, and stock, with the same weights and batches.
 
     Args:
-        cfg: Of a whole run; its data must be there. A model of another backbone than ours runs
-            alone.
+        cfg: Of a whole run; its data must be there. What it loads is loaded. A model of another
+            backbone than ours runs alone.
         task: 'train' or 'infer'.
         dtype: 'float32'; below it autocast.
-        rounds: How many steps of each count, after one to warm up.
 
     Returns:
-        Ours first.
+        Ours first, each warm.
 
     Raises:
         UserError: They do not compute the same features.
     """
     configs = {'ours': cfg}
     if _is_ours(cfg):
-        configs[PLAIN] = cfg.copy()
-        configs[PLAIN].model.backbone.backend = 'reference'
+        configs[STOCK] = cfg.copy()
+        configs[STOCK].model.backbone.backend = 'reference'
     with tempfile.TemporaryDirectory() as folder:
         models: list[WholeModel] = []
         for name, each in configs.items():
@@ -137,32 +136,42 @@ def compare_steps(cfg: Config, task: str, dtype: str, rounds: int) -> list[Whole
             if models:
                 runner.model.load_state_dict(models[0].model.state_dict())
             else:
+                runner.load_or_resume()
                 loader = cfg.train_dataloader if task == 'train' else cfg.test_dataloader
                 batches = _endless(runner.build_dataloader(loader, seed=0))
             models.append(_contestant(name, runner, batches, task, dtype))
         _check_agreement([model.model for model in models], next(batches))
         for model in models:
             model()
-            model.seconds.clear()
-        for model in track([*models] * rounds, f'{rounds} rounds', console=Console(stderr=True)):
-            model()
     return models
 
 
+def take_turns(models: Sequence[WholeModel], rounds: int) -> None:
+    """Time steps of models in turn, so many of each, in place of what was timed before."""
+    for model in models:
+        model.seconds.clear()
+    for model in track([*models] * rounds, f'{rounds} rounds', console=Console(stderr=True)):
+        model()
+
+
 def stage_table(models: Sequence[WholeModel], title: str) -> Table:
-    """Return milliseconds of each stage, and how many times as fast ours is."""
+    """Return each stage's median and range, and how many times as fast ours is by the medians."""
     result = Table(title=title, box=SIMPLE_HEAD, title_justify='left')
     result.add_column('stage')
     for model in models:
         result.add_column(f'{model.name}, ms', justify='right')
+        result.add_column('min-max', justify='right')
     if len(models) > 1:
         result.add_column('ours is', justify='right')
-    stages = [s for s in _stages(models) if any(m.median(s) > 0 for m in models)]
+    stages = [s for s in _stages(models) if any(max(m.times(s)) > 0 for m in models)]
     for stage in [*stages, None]:
-        times = [model.median(stage) for model in models]
-        row = [stage or 'whole step', *(f'{1e3 * seconds:.1f}' for seconds in times)]
+        row = [stage or 'whole step']
+        for model in models:
+            times = [1e3 * seconds for seconds in model.times(stage)]
+            row += [f'{statistics.median(times):.1f}', f'{min(times):.1f}-{max(times):.1f}']
+        medians = [statistics.median(model.times(stage)) for model in models]
         if len(models) > 1:
-            row.append(f'{times[1] / times[0]:.2f}x' if times[0] else '')
+            row.append(f'{medians[1] / medians[0]:.2f}x' if medians[0] else '')
         if stage is None:
             result.add_section()
         result.add_row(*row)
@@ -190,7 +199,7 @@ def _check_agreement(models: Sequence[Any], batch: Any) -> None:
             difference = float((x - y).abs().max() / y.abs().max())
             if not difference <= TOLERANCE:
                 raise UserError(
-                    f'{PLAIN} computes other features than ours, by {difference:.1e} of the '
+                    f'{STOCK} computes other features than ours, by {difference:.1e} of the '
                     'largest; different functions are not compared'
                 )
 
