@@ -12,7 +12,7 @@ import pytest
 from poolformer_dense.__main__ import COMMANDS, main
 
 # What one runs to develop this project, and needs a clone for.
-IN_CLONES = {'count_launches', 'demo', 'gpu_report', 'gpu_stage', 'make_results'}
+IN_CLONES = {'measure_speed', 'count_launches', 'demo', 'gpu_report', 'gpu_stage', 'make_results'}
 
 
 @pytest.fixture
