@@ -41,7 +41,8 @@ def pool_regions(
     regions = torch.cat([images.to(boxes).unsqueeze(1), boxes], 1)
     for level, (each, stride) in enumerate(zip(features, strides, strict=True)):
         here = levels == level
-        pooled[here] = roi_align(each, regions[here], bins, 1 / stride, samples, 'avg', True)
+        dense = each.contiguous()  # mmcv reads channels_last as if it were
+        pooled[here] = roi_align(dense, regions[here], bins, 1 / stride, samples, 'avg', True)
     return pooled
 
 
