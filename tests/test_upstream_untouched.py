@@ -32,6 +32,7 @@ ALLOWED = {
     'private: Runner._val_loop': 'whether this run validates; the property would build the loop',
     'private: pip._vendor': 'in a bare environment only pip has packaging, for the doctor',
     'private: torch._higher_order_ops': 'its loops, for programs that need no operator of ours',
+    'private: torch._inductor': 'list_mode_options, which the documentation of torch.compile names',
     'private: torch._subclasses': 'tensors without memory, to count launches',
     'private: torch.utils._python_dispatch': 'sees every operator, to count launches; documented',
     'private: torch.utils._pytree': 'the tensors among the arguments of an operator',

@@ -1,4 +1,4 @@
-"""Whether torch.compile finds what it compiles with."""
+"""Whether torch.compile knows its options and finds what it compiles with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 
+import torch._inductor
 from mmengine.device import get_device
 
 from .plan import Notice, Plan
@@ -18,8 +19,14 @@ def check_compiler(plan: Plan) -> Iterator[Notice]:
     options = plan.cfg.get('compile')
     if options is None or options is False:
         return
-    backend = options.get('backend', 'inductor') if isinstance(options, Mapping) else 'inductor'
-    if backend == 'inductor' and (fault := compiler_fault(get_device())):
+    given = options if isinstance(options, Mapping) else {}
+    if given.get('backend', 'inductor') != 'inductor':
+        return
+    mode, modes = given.get('mode'), torch._inductor.list_mode_options()
+    if mode is not None and mode not in modes:
+        choices = ', '.join(sorted(modes))
+        yield Notice(logging.ERROR, f'compile.mode={mode!r}: no such mode; take {choices}')
+    if fault := compiler_fault(get_device()):
         yield Notice(logging.ERROR, fault)
 
 

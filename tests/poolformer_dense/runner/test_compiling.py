@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS
+from torch import nn
 
+from backbones import PoolFormer
 from poolformer_dense.runner.compiling import compile_parts
 from poolformer_dense.runner.runner import build_runner
 from tests.poolformer_dense.runner import tiny
@@ -59,6 +61,24 @@ def test_a_compiled_training_is_the_same(runs, root, shapes):
     assert made[0] == plain[0]
     assert 'torch.compile: backbone and neck' in made[1]
     assert 'torch.compile' not in plain[1]
+
+
+@pytest.mark.slow
+def test_the_mode_of_cuda_graphs_changes_no_result(fresh_dynamo):
+    """As far as a CPU has it, which records no graph."""
+    arch = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), layer_scale_init=0.1)
+    model, image = nn.Module(), torch.randn(2, 3, 64, 64)
+    model.backbone = PoolFormer(arch, out_indices=(3,))
+    (expected,) = model.backbone(image)
+    expected.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    assert compile_parts(model, mode='reduce-overhead', dynamic=False) == ['backbone']
+    (found,) = model.backbone(image)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    found.square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert (parameter.grad - gradient).norm() <= 1e-2 * gradient.norm() + 1e-4
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Whether a missing compiler is told before the model is built."""
+"""Whether an unknown mode or a missing compiler is told before the model is built."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def test_what_compiles_must_be_there(detection, monkeypatch, options, device, sa
     found = [notice.text for notice in compiler.check_compiler(plan)]
     assert len(found) == (said is not None)
     assert said is None or said in found[0]
+
+
+@pytest.mark.parametrize(('mode', 'known'), [('reduce-overhead', True), ('reduce-overhed', False)])
+def test_modes_are_those_of_torch(detection, monkeypatch, mode, known):
+    monkeypatch.setattr(compiler, 'compiler_fault', lambda device: None)
+    plan = Plan(detection(), ['train'])
+    plan.cfg.merge_from_dict({'compile.mode': mode, 'compile.dynamic': False})
+    found = [notice.text for notice in compiler.check_compiler(plan)]
+    assert len(found) == (not known)
+    assert known or "compile.mode='reduce-overhed'" in found[0]
+    assert known or 'default, ' in found[0]
