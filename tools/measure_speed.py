@@ -46,7 +46,7 @@ def main() -> None:
             words = [__file__, '--rounds', args.rounds, '--size', *args.size, '--once', path]
             subprocess.run([sys.executable, *map(str, words)], check=True)
             runs.append(json.loads(path.read_text()))
-            print(f'run {number + 1} of {args.runs}: {runs[-1]}', file=sys.stderr)
+            print(f'run {number + 1} of {args.runs} is done', file=sys.stderr)
     print('| times as fast as stock | ' + ' | '.join(MODELS) + ' |\n|---|' + '--:|' * len(MODELS))
     for task, dtype in CELLS:
         for load in LOADS:
@@ -90,7 +90,9 @@ def measure(rounds: int, size: tuple[int, ...]) -> dict[str, float]:
                     with benchmark.busy_processes(load):
                         benchmark.take_turns(models, rounds)
                     ours, stock = (statistics.median(m.times()) for m in models)
-                    ratios[f'{name} {task} {dtype} {load}'] = round(stock / ours, 3)
+                    cell = f'{name} {task} {dtype} {load}'
+                    ratios[cell] = round(stock / ours, 3)
+                    print(f'{cell}: {ours:.2f} s, {ratios[cell]}x', file=sys.stderr)
     return ratios
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from poolformer_dense.measure.benchmark.busy import busy_processes
-from poolformer_dense.measure.benchmark.whole import StageClock
-from tests.tiny_models import tiny_predictor
+from poolformer_dense.measure.benchmark.whole import StageClock, build_contestants
+from tests.tiny_models import tiny_config, tiny_predictor
 
 ENV = {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
 
@@ -90,6 +91,16 @@ def test_each_stage_of_a_config_has_its_time(run, shapes, tmp_path, task, stages
     for i, name in enumerate(('ours', 'stock')):  # the stages are the step, but for rounding
         assert abs(whole[i] - sum(each[i] for each in times.values())) < 1
         assert abs(1e3 * sum(result[name][0].values()) - whole[i]) < 0.1
+
+
+def test_stock_is_plain_torch_with_the_weights_of_ours(root, shapes):
+    cfg = tiny_config(root, 'retinanet')
+    cfg.merge_from_dict({'test_dataloader.dataset.data_root': f'{shapes}/coco/'})
+    ours, stock = (each.model for each in build_contestants(cfg, 'infer', 'float32'))
+    assert (ours.backbone.backend, stock.backbone.backend) == ('auto', 'reference')
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, stock.state_dict()[name])
+    assert float(ours.bbox_head.retina_cls.bias.max()) < -4  # few detections
 
 
 def test_a_file_has_its_accuracy(run, root, shapes, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def build_contestants(cfg: Config, task: str, dtype: str) -> list[WholeModel]:
     """
     configs = {'ours': cfg}
     if _is_ours(cfg):
-        configs[STOCK] = cfg.copy()
+        configs[STOCK] = copy.deepcopy(cfg)
         configs[STOCK].model.backbone.backend = 'reference'
     with tempfile.TemporaryDirectory() as folder:
         models: list[WholeModel] = []
@@ -136,6 +136,7 @@ def build_contestants(cfg: Config, task: str, dtype: str) -> list[WholeModel]:
             if models:
                 runner.model.load_state_dict(models[0].model.state_dict())
             else:
+                _initialize(runner.model)
                 runner.load_or_resume()
                 loader = cfg.train_dataloader if task == 'train' else cfg.test_dataloader
                 batches = _endless(runner.build_dataloader(loader, seed=0))
@@ -186,6 +187,13 @@ def _stages(models: Sequence[WholeModel]) -> list[str]:
 def _is_ours(cfg: Config) -> bool:
     kinds = find_types(cfg.model.get('backbone', {}).get('type'), cfg.get('default_scope'))
     return any(isinstance(kind, type) and issubclass(kind, MetaFormer) for kind in kinds)
+
+
+def _initialize(model: nn.Module) -> None:
+    """Let heads start as in a training, with few detections; our backbone is built so."""
+    for name, part in model.named_children():
+        if name != 'backbone' and hasattr(part, 'init_weights'):
+            part.init_weights()
 
 
 @torch.no_grad()
