@@ -192,8 +192,9 @@ def _is_ours(cfg: Config) -> bool:
 def _initialize(model: nn.Module) -> None:
     """Let heads start as in a training, with few detections; our backbone is built so."""
     for name, part in model.named_children():
-        if name != 'backbone' and hasattr(part, 'init_weights'):
-            part.init_weights()
+        start = getattr(part, 'init_weights', None)
+        if name != 'backbone' and callable(start):
+            start()
 
 
 @torch.no_grad()
