@@ -69,7 +69,7 @@ coverage: ready  ## run the fast tests and print which lines they cover, by modu
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow and not soak and not cluster' --ignore tests/parity -n $(TEST_JOBS) --dist loadfile \
 	  -q --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
-speed: ready  ## time whole models beside stock, idle and beside busy processes; 20 minutes with nothing else running
+speed: ready  ## time whole models beside stock, idle and beside busy processes: 25 minutes with nothing else running
 	@$(PY) tools/measure_speed.py
 
 gpu-check:  ## on a machine with a GPU: check the kernels, measure, and say which defaults the figures support
