@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,23 @@ def quantize(
     if evaluate is None or max_drop is None:
         return nncf.quantize(model, data, **settings)
 
-    def validate(candidate: Any, _: Any) -> float:
-        return evaluate(run_compiled(candidate))
+    def validate(candidate: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
+        metric = evaluate(run_compiled(candidate))
+        return metric, [metric for _ in items]
 
+    # The metric is of all data at once, so for NNCF they are one item: for each item it would
+    # evaluate all. In several threads it would compile models while another one is evaluated.
     return nncf.quantize_with_accuracy_control(
-        model, data, data, validate, max_drop=max_drop, drop_type=nncf.DropType.ABSOLUTE, **settings
+        model,
+        data,
+        nncf.Dataset(['all']),
+        validate,
+        max_drop=max_drop,
+        drop_type=nncf.DropType.ABSOLUTE,
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+            num_ranking_workers=1
+        ),
+        **settings,
     )
 
 

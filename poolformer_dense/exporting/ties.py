@@ -23,7 +23,7 @@ from .two_stage import TwoStageGraph
 
 _EPSILON = float(np.finfo(np.float32).eps)
 # What a detector in float32 is off: by this part of a score, and of the image's longest side a
-# coordinate. Twice the most that a model and its files were apart in photographs.
+# coordinate. Two to four times the most that a model and its files were apart in photographs.
 SCORE_ROUNDING = 512 * _EPSILON
 BOX_ROUNDING = 8 * _EPSILON
 # Of each level, so many proposals more than `nms_pre` are looked at, since they may be among them.

@@ -11,16 +11,21 @@ from poolformer_dense.config.overrides import apply_overrides
 from poolformer_dense.errors import UserError
 from poolformer_dense.exporting.exporter import (
     calibration_images,
+    evaluation_of,
     metric_of,
     parity_batches,
     quantize_file,
     write_export,
 )
 from poolformer_dense.exporting.parity import measure_parity
-from poolformer_dense.runtimes.runtime import open_runtime
+from poolformer_dense.measure.shapes import draw_scene
+from poolformer_dense.runtimes.runtime import open_runtime, run_openvino
 from tests.tiny_models import tiny_predictor
 
-openvino = pytest.importorskip('openvino')
+pytest.importorskip('openvino')
+import openvino
+
+from poolformer_dense.exporting.openvino_file import quantize, read_model
 
 
 @pytest.fixture(scope='module')
@@ -81,13 +86,16 @@ def test_quantized_weights_take_less_than_half(segmentor, tmp_path):
     assert 1e-4 < error < 0.2
 
 
-def test_layers_stay_in_float32_until_the_drop_is_allowed(segmentor, tmp_path, monkeypatch):
+def test_the_drop_is_of_all_test_data_as_one_item(segmentor, tmp_path, monkeypatch):
     nncf = pytest.importorskip('nncf')
     predictor, _, path = segmentor
     asked = {}
 
     def control(model, data, validation, evaluate, **settings):
-        asked.update(settings, metric=evaluate(openvino.Core().compile_model(model, 'CPU'), None))
+        asked.update(
+            settings,
+            metric=evaluate(openvino.Core().compile_model(model, 'CPU'), validation.get_data()),
+        )
         return model
 
     monkeypatch.setattr(nncf, 'quantize_with_accuracy_control', control)
@@ -97,7 +105,56 @@ def test_layers_stay_in_float32_until_the_drop_is_allowed(segmentor, tmp_path, m
     quantize_file(predictor, copy, calibration_images(predictor, 'train', 2), max_drop=0.5)
     assert asked['max_drop'] == pytest.approx(0.005)
     assert asked['drop_type'] == nncf.DropType.ABSOLUTE
-    assert 0 < asked['metric'] < 1
+    metric, by_item = asked['metric']
+    assert 0 < metric < 1
+    assert by_item == [metric]
+    assert asked['advanced_accuracy_restorer_parameters'].num_ranking_workers == 1
+
+
+@pytest.mark.slow
+def test_layers_stay_in_float32_until_the_drop_is_allowed(segmentor):
+    pytest.importorskip('nncf')
+    _, _, path = segmentor
+    images = [draw_scene((8, i), 64, 64).image.transpose(2, 0, 1)[None].copy() for i in range(2)]
+
+    def model_of_one_size():  # which compiles faster
+        model = read_model(path)
+        model.reshape(images[0].shape)
+        return model
+
+    expected = run_openvino(model_of_one_size())(images[0])['logits']
+    measured = []
+
+    def accuracy(run):
+        error = np.abs(run(images[0])['logits'] - expected).max() / np.abs(expected).max()
+        measured.append(1 - error)
+        return measured[-1]
+
+    def in_8_bits(model):
+        return sum(each.get_type_name() == 'FakeQuantize' for each in model.get_ops())
+
+    whole = quantize(model_of_one_size(), images)
+    drop = 1 - accuracy(run_openvino(whole))
+    measured.clear()
+    partly = quantize(model_of_one_size(), images, accuracy, drop / 2)
+    # First in float32, twice, since NNCF looks at what is returned. Not for each image.
+    assert [value > 1 - drop / 2 for value in measured[:3]] == [True, True, False]
+    assert 0 < 1 - accuracy(run_openvino(partly)) <= drop / 2
+    assert 0 < in_8_bits(partly) < in_8_bits(whole)
+
+
+@pytest.mark.slow
+def test_the_drop_is_that_of_the_test_datas_metric(segmentor, tmp_path):
+    pytest.importorskip('nncf')
+    predictor, _, path = segmentor
+    copy = tmp_path / 'int8.xml'
+    for suffix in ('.xml', '.bin'):
+        copy.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    images = calibration_images(predictor, 'train', 2)
+    run = quantize_file(predictor, copy, images, max_drop=0.5)
+    evaluate = evaluation_of(predictor.cfg, path, open_runtime(path))
+    assert evaluate(run) >= evaluate(open_runtime(path).run) - 0.005
+    assert copy.with_suffix('.bin').stat().st_size < path.with_suffix('.bin').stat().st_size
 
 
 def test_the_metric_is_ap_of_masks_before_boxes():
