@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from backbones.ops.backends import cpu, library, products
 
@@ -137,6 +138,7 @@ def _map(dtype=torch.float32):
         (dict(x=_map(torch.float64)), 'argument 1: .*needs a dense tensor of torch.float32'),
         (dict(x=_map().contiguous()), 'argument 1: .*strides'),
         (dict(x=_map().to('meta')), 'argument 1: .*on meta'),
+        (dict(x=FakeTensorMode().from_tensor(_map())), 'argument 1: .*with data'),
         (dict(x=[1.0]), 'argument 1: .*got list'),
         (dict(samples=2.0), 'argument 2'),
         (dict(samples=None), 'argument 2'),

@@ -64,11 +64,14 @@ class _Pointer:
         if isinstance(value, Tensor) and value.dtype is self.dtype and value.is_cpu:
             # A map is channels-last. The flag is asked for last, since that is slow.
             dense = value.is_contiguous() if value.ndim != 4 else _is_channels_last(value)
-            if dense:
-                return ctypes.c_void_p(value.data_ptr())
+            address = value.data_ptr() if dense else 0
+            if address or (dense and not value.numel()):
+                return ctypes.c_void_p(address)
         if value is None and self.optional:
             return ctypes.c_void_p(None)
-        raise TypeError(f'needs a dense tensor of {self.dtype} on a CPU, got {_describe(value)}')
+        raise TypeError(
+            f'needs a dense tensor of {self.dtype} with data on a CPU, got {_describe(value)}'
+        )
 
 
 class Loops:
