@@ -52,9 +52,14 @@ def _holder(port: int) -> str:
                 fields = row.split()
                 if fields[3] == _LISTENING and int(fields[1].rpartition(':')[2], 16) == port:
                     inodes.add(f'socket:[{fields[9]}]')
+    holders = {}
     for process in Path('/proc').glob('[0-9]*'):
         with suppress(OSError):
             if any(os.readlink(link) in inodes for link in (process / 'fd').iterdir()):
+                parent = (process / 'stat').read_text().rpartition(')')[2].split()[1]
                 words = (process / 'cmdline').read_bytes().decode(errors='replace').split('\0')
-                return f'process {process.name} ({" ".join(words).strip()[:200]})'
+                holders[process.name] = parent, ' '.join(words).strip()[:200]
+    for pid, (parent, command) in holders.items():
+        if parent not in holders:  # whose children have inherited it
+            return f'process {pid} ({command})'
     return 'a process that this user may not see'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import socket
@@ -12,12 +13,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import mmengine
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # Triton reads it when it is imported
+# The same examples in each run, however slow the machine is.
+hypothesis.settings.register_profile('any machine', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('any machine')
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -25,6 +30,13 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _look_for_garbage_among_the_new() -> None:
+    """mmengine collects garbage for each data set: not all over what has been imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -58,12 +58,12 @@ supervise() {
     (trap - INT QUIT && "$@") &
     launcher=$!
     [ -z "$asked" ] || "$forward" "$launcher" "$asked"
-    while :; do
-        code=0
-        wait "$launcher" || code=$?
-        # A signal interrupts `wait` while the launcher is still running.
-        kill -0 "$launcher" 2>/dev/null || break
+    # A signal interrupts `wait`, which then tells of the signal; the shell keeps the code of the launcher.
+    while kill -0 "$launcher" 2>/dev/null; do
+        wait "$launcher" || true
     done
+    code=0
+    wait "$launcher" || code=$?
     trap - TERM USR1 INT HUP
     mark=$(cat "$PREEMPTED_FILE" 2>/dev/null) || mark=000
     rm -f "$PREEMPTED_FILE"

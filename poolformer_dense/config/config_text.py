@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import unicodedata
+from keyword import iskeyword
 from typing import Any
 
 
@@ -19,8 +21,8 @@ def parse_config(text: Any) -> dict[str, Any]:
 def is_plain(node: Any) -> bool:
     """Whether mmengine writes what `parse_config` returned as it is.
 
-    It writes keys without escapes, and when it reads a file again, it replaces ``{{...}}``: there a
-    text could become code.
+    It writes keys without escapes, those that are identifiers as names of arguments, and when it
+    reads a file again, it replaces ``{{...}}``: there a text could become code.
     """
     if isinstance(node, dict):
         return all(map(_is_plain_key, node)) and all(map(is_plain, node.values()))
@@ -30,7 +32,11 @@ def is_plain(node: Any) -> bool:
 
 
 def _is_plain_key(key: Any) -> bool:
-    return not isinstance(key, str) or (key.isprintable() and {*key}.isdisjoint('\'"\\{'))
+    if not isinstance(key, str):
+        return True
+    if key.isidentifier():  # written as a keyword argument, and read as Python reads names
+        return not iskeyword(key) and unicodedata.is_normalized('NFKC', key)
+    return key.isprintable() and {*key}.isdisjoint('\'"\\{')
 
 
 def _value(node: ast.expr) -> Any:

@@ -38,7 +38,7 @@ def _pooled(x, size):
     size=st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(1, 9), st.integers(1, 9)),
     pool_size=st.sampled_from([3, 5, 7]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_block_follows_the_paper(size, pool_size):
     torch.manual_seed(sum(size))
     dim = size[1]
@@ -63,7 +63,7 @@ def test_block_follows_the_paper(size, pool_size):
 
 
 @given(value=st.floats(-1e3, 1e3), size=st.integers(1, 12), pool_size=st.sampled_from([1, 3, 9]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pooling_maps_a_constant_to_zero(value, size, pool_size):
     x = torch.full((1, 2, size, size), value, dtype=torch.float64)
     torch.testing.assert_close(Pooling(2, pool_size)(x), torch.zeros_like(x), atol=1e-9, rtol=0)

@@ -24,7 +24,7 @@ from backbones.token_mixers import (
 )
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 
 
 def _random(module):

@@ -106,7 +106,7 @@ def test_float64_is_exact(operator, absent):
             )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(
         st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)
@@ -125,7 +125,7 @@ def test_any_shape_and_chunk(operator, shape, seed, chunk):
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(
         st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)

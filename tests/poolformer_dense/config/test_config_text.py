@@ -41,7 +41,16 @@ def test_what_is_plain_is_written_and_read_as_it_is(value):
 
 
 @pytest.mark.parametrize(
-    'node', [{"x': print(), 'y": 1}, ['{{$HOME:1}}'], dict(a=[{'a\\': 1}]), {'a\n': 1}]
+    'node',
+    [
+        {"x': print(), 'y": 1},
+        ['{{$HOME:1}}'],
+        dict(a=[{'a\\': 1}]),
+        {'a\n': 1},
+        {'º': 1},
+        {'None': 1},
+        {'if': 1},
+    ],
 )
-def test_what_could_become_code_is_not_plain(node):
+def test_what_could_become_code_or_another_key_is_not_plain(node):
     assert not is_plain(node)

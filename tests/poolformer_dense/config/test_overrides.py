@@ -171,7 +171,7 @@ def test_rejected_overrides_leave_the_config_alone(retinanet):
 
 
 @given(typo=st.integers(0, 9), letter=st.sampled_from('xqv'))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_misspelling_is_caught(root, typo, letter):
     key = 'batch_size'
     wrong = f'train_dataloader.{key[:typo]}{letter}{key[typo + 1 :]}'

@@ -25,7 +25,7 @@ def _runs(mask):
     return np.diff([0, *edges, flat.size]).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks())
 def test_every_mask_passes_compressed_or_not(mask):
     height, width = mask.shape
@@ -43,7 +43,7 @@ def test_a_mask_of_a_large_image_passes():
     assert not rle_problem(dict(size=[3000, 5000], counts=counts), (5000, 3000))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks(), st.data())
 def test_a_string_that_covers_another_area_is_named(mask, data):
     height, width = mask.shape
@@ -53,13 +53,13 @@ def test_a_string_that_covers_another_area_is_named(mask, data):
     assert rle_problem(dict(size=[height, width + 1], counts=counts), None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet=[*map(chr, range(32, 128)), '\0', 'é'], max_size=20))
 def test_any_text_is_judged_without_a_crash(text):
     rle_problem(dict(size=[4, 4], counts=text), (4, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.just('x'), st.lists))
 def test_only_finite_pairs_are_a_polygon(value):
     sound = (

@@ -40,9 +40,7 @@ def get(server, tmp_path):
     conditional=st.booleans(),
     validators=st.sampled_from([{'ETag': '"{md5}"'}, {'ETag': 'W/"1"'}, LAST_MODIFIED, {}]),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_download_cut_anywhere_comes_whole(get, server, tmp_path, **behaviour):
     (tmp_path / 'x.zip').unlink(missing_ok=True)
     server.files, server.requests = {'x.zip': OLD}, []

@@ -202,9 +202,7 @@ def test_a_full_disk_is_named_before_it_is_full(root, monkeypatch):
 
 
 @given(seed=st.integers(0, 10**6), how=st.sampled_from(['flip', 'cut', 'fill']))
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_archive_gives_one_error_or_right_files_only(root, outside, seed, how):
     rng = random.Random(seed)
     path = _zip(root, {name: rng.randbytes(len(GOOD[name])) for name in GOOD})

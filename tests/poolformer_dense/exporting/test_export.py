@@ -257,7 +257,7 @@ def suppressions(request):
     return module, onnxruntime.InferenceSession(model.SerializeToString())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     count=st.integers(2, 60),
     classes=st.integers(1, 4),

@@ -80,7 +80,7 @@ def test_equal_scores_at_a_limit_are_undecided():
     assert 'nms_pre 2' in why
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), rows=st.integers(1, 20), seed=st.integers(0, 2**31))
 def test_every_rounding_finds_what_is_certain_and_only_what_is_possible(count, rows, seed):
     rng = np.random.default_rng(seed)

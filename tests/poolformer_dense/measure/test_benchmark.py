@@ -117,7 +117,9 @@ def test_a_different_function_is_refused(tiny, altered, dtype):
 
 def test_a_different_backward_is_refused(tiny, altered):
     def halve_gradients(model):
-        model.stages[1][0].register_full_backward_hook(lambda _, inputs, __: (inputs[0] / 2,))
+        model.stages[1][0].register_full_backward_hook(
+            lambda _, inputs, __: (inputs[0] / 2, *inputs[1:])
+        )
 
     altered(halve_gradients)
     compete(Workload(tiny, 'infer', 'float32', SIZE), ['reference'], rounds=1, turn=0.0)

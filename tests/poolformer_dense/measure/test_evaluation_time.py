@@ -72,7 +72,7 @@ def _assert_equal(found):
 
 
 @pytest.mark.parametrize('metric', ['bbox', 'segm'])
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     content=st.builds(

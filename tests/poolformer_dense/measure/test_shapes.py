@@ -13,7 +13,7 @@ from poolformer_dense.measure.shapes import CLASSES, draw_scene, write_coco
 
 
 @given(seed=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_scene_is_its_seed(seed):
     one, two = draw_scene(seed), draw_scene(seed)
     np.testing.assert_array_equal(one.image, two.image)

@@ -71,7 +71,7 @@ class Scoring(Labelling):
 
 @st.composite
 def scenes(draw, largest: int | None = None):
-    """A tiling and an image with objects apart from each other, up to the overlap's size."""
+    """A tiling and an image with objects up to the overlap's size, in boxes of their own."""
     size = draw(st.integers(4, 24))
     overlap = draw(st.sampled_from([0.1, 0.25, 0.4, 0.5, 0.7]))
     height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
@@ -79,11 +79,13 @@ def scenes(draw, largest: int | None = None):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     image[..., 2] = rng.integers(0, CLASSES, (height, width))
     most = largest or int(np.ceil(size * overlap))
+    taken = np.zeros((height, width), bool)
     for number in range(1, draw(st.integers(1, 25))):
         h, w = rng.integers(1, most + 1, 2).clip(max=(height, width))
         y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
         room = image[y : y + h, x : x + w]
-        if not room[..., 1].any():
+        if not taken[y : y + h, x : x + w].any():
+            taken[y : y + h, x : x + w] = True
             # A skyline: it hangs together, and its box is that of the rectangle.
             shape = np.arange(h)[:, None] >= rng.integers(0, h, w) * (np.arange(w) > 0)
             room[shape] = np.stack(
@@ -104,7 +106,7 @@ def assert_equal(one: Instances, other: Instances) -> None:
         assert np.array_equal(np.asarray(one.masks), np.asarray(other.masks))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenes(), st.integers(1, 5), st.booleans())
 def test_objects_up_to_the_overlap_are_those_of_the_whole_image(scene, batch, masks):
     tiling, image = scene
@@ -127,7 +129,7 @@ def test_an_object_on_a_seam_or_a_corner_is_found_once(place, side):
     assert found.masks[0].sum() == image[..., 1].astype(bool).sum()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(10, 60), st.integers(10, 60))
 def test_a_larger_object_is_joined_from_its_fragments(y, x, h, w):
     image = np.zeros((100, 100, 3), np.uint8)
@@ -158,7 +160,7 @@ def test_objects_below_the_threshold_are_left_out():
     assert np.asarray(nothing.masks).shape == (0, 10, 40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scenes(), st.booleans())
 def test_labels_are_those_of_the_whole_image(scene, scored):
     tiling, image = scene

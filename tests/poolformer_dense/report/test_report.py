@@ -168,7 +168,7 @@ class TestAReceivedFolder:
         (tmp_path / 'validation/summary.json').write_text(json.dumps(summary))
         assert 'summary.json is unreadable' in _section(_page(tmp_path), 'summary')
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(
         st.recursive(
             st.none() | st.integers() | st.text() | st.floats(),
@@ -273,7 +273,7 @@ def test_images_are_scored(by_hand):
 
 
 @given(st.lists(st.floats(0, 1), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_chosen_images_are_different_and_in_order(scores):
     chosen = choose(scores)
     places = [place for kind in ('best', 'median', 'worst') for place in chosen[kind]]

@@ -54,7 +54,7 @@ HUB = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HUB, st.integers(0, 2))
 def test_what_may_be_deleted_is_a_file_of_the_folder_with_a_name_of_the_run(tmp_path, hub, keep):
     there = ['victim', 'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'epoch_9.pth', 'iter_6.pth',

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler
@@ -38,7 +38,6 @@ def _infinite(length: int = 31, seed: int = 0, shuffle: bool = True, rank: int =
     return sampler
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(1, 40),
     shuffle=st.booleans(),
