@@ -141,7 +141,7 @@ def build_contestants(cfg: Config, task: str, dtype: str) -> list[WholeModel]:
                 loader = cfg.train_dataloader if task == 'train' else cfg.test_dataloader
                 batches = _endless(runner.build_dataloader(loader, seed=0))
             models.append(_contestant(name, runner, batches, task, dtype))
-        _check_agreement([model.model for model in models], next(batches))
+        _check_agreement([model.model for model in models], next(batches), task == 'train')
         for model in models:
             model()
     return models
@@ -198,8 +198,8 @@ def _initialize(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _check_agreement(models: Sequence[Any], batch: Any) -> None:
-    images = models[0].data_preprocessor(copy.deepcopy(batch), False)['inputs']
+def _check_agreement(models: Sequence[Any], batch: Any, training: bool) -> None:
+    images = models[0].data_preprocessor(copy.deepcopy(batch), training)['inputs']
     for model in models:
         model.eval()
     truth, *others = [model.extract_feat(images) for model in models]
