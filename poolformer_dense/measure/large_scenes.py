@@ -38,30 +38,32 @@ class Way(NamedTuple):
 def draw_large_scene(
     seed: tuple[int, ...], side: int, small: int = 16, filled: float = 1 / 32
 ) -> Scene:
-    """Draw a square scene of small ones, most of which are empty.
+    """Draw a square scene with the shapes of some small ones, all on one background.
 
     Args:
         seed: The same numbers give the same scene.
         side: Pixels of a side.
         small: About the pixels of an object's side.
-        filled: The part of the small scenes that have objects, 2 to 6 each.
+        filled: The part of the places of small scenes that have one, of 2 to 6 objects.
     """
     rng = np.random.default_rng(seed)
     short = round(small / _OBJECT)
     cell = round(short * 4 / 3)
-    image = np.zeros((side, side, 3), np.uint8)
+    image = draw_background(rng, side, side)
     labels: list[int] = []
     polygons: list[np.ndarray] = []
     for y in range(0, side, cell):
         for x in range(0, side, cell):
-            part = image[y : y + cell, x : x + cell]
             if rng.random() >= filled:
-                part[:] = draw_background(rng, *part.shape[1::-1])
                 continue
             scene = draw_scene((*seed, y, x), cell, cell)
-            part[:] = scene.image[: part.shape[0], : part.shape[1]]
+            part = image[y : y + cell, x : x + cell]
             for label, polygon in zip(scene.labels, scene.polygons, strict=True):
                 if (polygon.max(0) < part.shape[1::-1]).all():
+                    shape = np.zeros((cell, cell), np.uint8)
+                    cv2.fillPoly(shape, [polygon.astype(np.int32)], 1)
+                    shape = shape[: part.shape[0], : part.shape[1]] > 0
+                    part[shape] = scene.image[: part.shape[0], : part.shape[1]][shape]
                     labels.append(label)
                     polygons.append(polygon + np.array((x, y)))
     return Scene(image, labels, polygons)
