@@ -62,8 +62,8 @@ def draw_large_scene(
                 if (polygon.max(0) < part.shape[1::-1]).all():
                     shape = np.zeros((cell, cell), np.uint8)
                     cv2.fillPoly(shape, [polygon.astype(np.int32)], 1)
-                    shape = shape[: part.shape[0], : part.shape[1]] > 0
-                    part[shape] = scene.image[: part.shape[0], : part.shape[1]][shape]
+                    inside = shape[: part.shape[0], : part.shape[1]] > 0
+                    part[inside] = scene.image[: part.shape[0], : part.shape[1]][inside]
                     labels.append(label)
                     polygons.append(polygon + np.array((x, y)))
     return Scene(image, labels, polygons)
