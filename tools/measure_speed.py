@@ -63,7 +63,7 @@ def measure(rounds: int, size: tuple[int, ...]) -> dict[str, float]:
     from mmdet.datasets import CocoDataset
 
     from poolformer_dense.config.load import enable_amp, load_config
-    from poolformer_dense.measure import benchmark
+    from poolformer_dense.measure.benchmark import busy_processes, whole
     from poolformer_dense.measure.shapes import write_ade20k, write_coco
     from poolformer_dense.runner import run_process
     from poolformer_dense.shipped import config_path
@@ -85,10 +85,10 @@ def measure(rounds: int, size: tuple[int, ...]) -> dict[str, float]:
                     for step in loader.dataset.pipeline:
                         if 'Resize' in step.type and 'scale' in step:
                             step.update(scale=size, keep_ratio=False)
-                models = benchmark.build_contestants(cfg, task, dtype)
+                models = whole.build_contestants(cfg, task, dtype)
                 for load in LOADS:
-                    with benchmark.busy_processes(load):
-                        benchmark.take_turns(models, rounds)
+                    with busy_processes(load):
+                        whole.take_turns(models, rounds)
                     ours, stock = (statistics.median(m.times()) for m in models)
                     cell = f'{name} {task} {dtype} {load}'
                     ratios[cell] = round(stock / ours, 3)

@@ -177,7 +177,7 @@ def time_stages(args: argparse.Namespace, console: Any) -> dict[str, Any]:
 
     from ..config.load import enable_amp, load_config
     from ..config.preflight import check_run
-    from ..measure import benchmark
+    from ..measure.benchmark import busy_processes, whole
     from ..runner import run_process
 
     training = args.task == 'train'
@@ -190,32 +190,31 @@ def time_stages(args: argparse.Namespace, console: Any) -> dict[str, Any]:
     cfg.log_level = 'WARNING'
     check_run(cfg, ['train' if training else 'test'])
     with run_process():
-        models = benchmark.build_contestants(cfg, args.task, args.dtype)
-        with benchmark.busy_processes(args.load):
-            benchmark.take_turns(models, args.rounds)
+        models = whole.build_contestants(cfg, args.task, args.dtype)
+        with busy_processes(args.load):
+            whole.take_turns(models, args.rounds)
     title = f'{Path(args.config).stem} {args.task}, {args.dtype}, {args.rounds} rounds'
-    console.print(benchmark.stage_table(models, title))
+    console.print(whole.stage_table(models, title))
     return {model.name: model.seconds for model in models}
 
 
 def time_formats(args: argparse.Namespace, console: Any) -> dict[str, Any]:
     from ..api import evaluate
     from ..config.load import load_config
-    from ..measure import benchmark
-    from ..measure.benchmark.format_times import format_options
+    from ..measure.benchmark import busy_processes, format_times
 
     cfg = load_config(args.config, args.cfg_options)
     folder = Path(cfg.work_dir, 'formats')
-    with benchmark.busy_processes(args.load):
-        rows = benchmark.compare_formats(
+    with busy_processes(args.load):
+        rows = format_times.compare_formats(
             cfg, args.checkpoint, args.formats, folder, args.rounds, args.calibration
         )
-    console.print(benchmark.format_table(rows))
+    console.print(format_times.format_table(rows))
     metrics: dict[str, dict[str, float]] = {}
     for row in rows:
         try:
             with on_stderr():
-                options = dict(work_dir=folder, **format_options(row.name))
+                options = dict(work_dir=folder, **format_times.format_options(row.name))
                 metrics[row.name] = evaluate(args.config, row.file, args.cfg_options, **options)
         except UserError as error:
             console.print(f'no AP or mIoU: {error}', soft_wrap=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from poolformer_dense.errors import UserError
-from poolformer_dense.measure.benchmark import compare_formats, format_table, format_times
-from poolformer_dense.measure.benchmark.format_times import FormatRow
+from poolformer_dense.measure.benchmark import format_times
+from poolformer_dense.measure.benchmark.format_times import (
+    FormatRow,
+    compare_formats,
+    format_table,
+)
 from tests.tiny_models import tiny_predictor
 
 
