@@ -318,5 +318,10 @@ def build_exact_dataloader(
     batches = KeyedBatches(cast(BatchSampler, built.batch_sampler), seed or 0)
     # With diff_rank_seed the run's seed is this rank's own.
     batches.reseed(getattr(batches.inner, 'seed', batches.seed))
-    options = {name: getattr(built, name) for name in _OPTIONS if hasattr(built, name)}
+    return with_options_of(built, dataset, batches)
+
+
+def with_options_of(loader: DataLoader, dataset: Any, batches: Any) -> DataLoader:
+    """Return a loader like another, of a data set and a batch sampler."""
+    options = {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
     return DataLoader(dataset=dataset, batch_sampler=batches, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .loader import KeyedBatches, build_exact_dataloader
+from .loader import KeyedBatches, build_exact_dataloader, with_options_of
 from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
 from .random_state import kept_random_state
 from .state import bare_model, own_share
@@ -25,7 +25,23 @@ if TYPE_CHECKING:
     from .runner import DenseRunner
 
 
-class ExactResume(BaseLoop):
+class OwnLoader(BaseLoop):
+    """A loop that ends its loader's workers; put it before mmengine's loop among the bases."""
+
+    dataloader: DataLoader
+
+    def end_workers(self) -> None:
+        """End the workers that the loader keeps for its next iteration; that would start others.
+
+        Nothing may hold an iterator of it. Left to the garbage collector, which takes their queues
+        first, each of them is waited for.
+        """
+        loader = self.dataloader
+        if type(loader) is DataLoader and loader.persistent_workers:
+            self.dataloader = with_options_of(loader, loader.dataset, loader.batch_sampler)
+
+
+class ExactResume(OwnLoader):
     """What both loops share; put it before mmengine's loop among the bases.
 
     Its state are the seeds of sampler and augmentation; ``runner.position`` is where it stands.
@@ -37,7 +53,6 @@ class ExactResume(BaseLoop):
     """
 
     runner: DenseRunner
-    dataloader: DataLoader
 
     def __init__(
         self, runner: DenseRunner, dataloader: DataLoader | Mapping[str, Any], **options: Any
@@ -182,11 +197,12 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
             data_batch = next(self.dataloader_iterator)
             self.run_iter(data_batch)
             self._validate_if_due()
+        self.dataloader_iterator.close()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
 
-    def _endless(self) -> Iterator[Any]:
+    def _endless(self) -> Generator[Any, None, None]:
         position = self.runner.position
         epoch, batch = position.epoch, position.batch
         while True:
@@ -210,7 +226,7 @@ class ExactIterBasedTrainLoop(ExactResume, IterBasedTrainLoop):
         return self.iter, self.max_iters
 
 
-class BySize(BaseLoop):
+class BySize(OwnLoader):
     """An evaluation whose batches are given to mmseg's models in parts, each of images of one size.
 
     mmseg's data preprocessor stacks no others. What is predicted does not depend on the batch, as

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_fact
 from .launch import join_processes
 from .learning_rates import idle_keys
 from .loading import LoadingRunner
-from .loops import EVALUATING, EXACT
+from .loops import EVALUATING, EXACT, OwnLoader
 from .memory_layout import keep_layout
 from .mixed_precision import for_this_device, keep_edges_in_float32
 from .numerical_guard import GuardedOptimWrapper, NumericalGuardHook, guarded
@@ -258,17 +258,28 @@ class DenseRunner(LoadingRunner):
             stack.enter_context(run_process(self.unsafe_load, training=True))
             stack.enter_context(self._live_line())
             stack.enter_context(clear_errors())
+            stack.enter_context(self._own_workers())
             return super().train()
 
     def val(self) -> dict:
-        with run_process(self.unsafe_load), self._live_line():
+        with run_process(self.unsafe_load), self._live_line(), self._own_workers():
             self._maybe_compile('val_step')
             return super().val()
 
     def test(self) -> dict:
-        with run_process(self.unsafe_load), self._live_line():
+        with run_process(self.unsafe_load), self._live_line(), self._own_workers():
             self._maybe_compile('test_step')
             return super().test()
+
+    @contextmanager
+    def _own_workers(self) -> Iterator[None]:
+        """End the loaders' workers, which torch keeps for as long as the loaders are there."""
+        try:
+            yield
+        finally:
+            for loop in (self._train_loop, self._val_loop, self._test_loop):
+                if isinstance(loop, OwnLoader):
+                    loop.end_workers()
 
     def _maybe_compile(self, target: str) -> None:
         """Compile parts of the model, if the config says so; a whole step breaks in many graphs."""

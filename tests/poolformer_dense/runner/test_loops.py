@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -55,6 +56,16 @@ class Calls(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@HOOKS.register_module()
+class Workers(Hook):
+    """Notes how many workers there are at most."""
+
+    most = 0
+
+    def after_val_iter(self, *_: Any, **__: Any) -> None:
+        self.most = max(self.most, len(multiprocessing.active_children()))
+
+
 def _noted(config: Any) -> list[Any]:
     runner = build_runner(config)
     runner.train()
@@ -99,6 +110,24 @@ def test_they_call_what_mmengine_calls(runs, loop, rules):
 )
 def test_mmengines_names_mean_our_loops(tmp_path, loop, ours):
     assert type(tiny.tiny_runner(tmp_path).build_train_loop(loop)) is ours
+
+
+@pytest.mark.parametrize('loop', ['epoch', 'iter'])
+def test_no_worker_is_left_behind(runs, loop):
+    def workers(folder: Path) -> tuple[int, int, int]:
+        config = tiny.tiny_config(folder, loop=loop, workers=2)
+        config.val_dataloader.update(num_workers=1, persistent_workers=True)
+        config.test_dataloader = config.val_dataloader
+        config.test_evaluator, config.test_cfg = config.val_evaluator, dict()
+        config.custom_hooks.append(dict(type='Workers'))
+        runner = build_runner(config)
+        runner.train()
+        [seen] = [hook for hook in runner.hooks if isinstance(hook, Workers)]
+        trained = len(multiprocessing.active_children())
+        runner.test()
+        return seen.most, trained, len(multiprocessing.active_children())
+
+    assert tiny.fork(runs / loop, workers, runs / 'run').result() == (3, 0, 0)
 
 
 def test_other_loops_stay(tmp_path):
