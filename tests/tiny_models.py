@@ -17,8 +17,15 @@ _DIMS = (16, 24, 32, 48)
 _LAST = ('retina_', 'rpn_cls', 'rpn_reg', 'conv_seg', 'fc_cls', 'fc_reg')
 
 
-def tiny_config(root: Path, head: str) -> Config:
-    """The demo's config with a tiny network; the cascade is that of the paper's size."""
+def tiny_config(root: Path, head: str, most: int | None = None) -> Config:
+    """The demo's config with a tiny network; the cascade is that of the paper's size.
+
+    Args:
+        root: The repository.
+        head: Of `HEADS`.
+        most: Objects that a detector finds at most, of four times as many proposals: where masks
+            are drawn, this takes the time.
+    """
     name = 'mask_rcnn' if head == 'cascade' else head
     cfg = load_config(str(root / f'configs/demo/{name}_poolformer_s12.py'))
     if head == 'cascade':
@@ -42,18 +49,15 @@ def tiny_config(root: Path, head: str) -> Config:
         heads = second.bbox_head if head == 'cascade' else [second.bbox_head]
         for each in heads:
             each.update(in_channels=16, fc_out_channels=16, num_classes=3)
+    if most and head != 'fpn':
+        model.test_cfg.get('rcnn', model.test_cfg).max_per_img = most
+        if 'rpn' in model.test_cfg:
+            model.test_cfg.rpn.max_per_img = 4 * most
     return cfg
 
 
-def tiny_predictor(root: Path, head: str, path: Path) -> Predictor:
-    """A tiny model with weights so large that scores differ from place to place.
-
-    Args:
-        root: The repository.
-        head: Of `HEADS`.
-        path: Where its checkpoint goes.
-    """
-    cfg = tiny_config(root, head)
+def write_weights(cfg: Config, path: Path) -> Path:
+    """Write weights so large that scores differ from place to place; return their path."""
     torch.manual_seed(3)
     weights = MODELS.build(cfg.model).state_dict()
     for name, value in weights.items():
@@ -64,5 +68,11 @@ def tiny_predictor(root: Path, head: str, path: Path) -> Predictor:
         elif name.endswith('running_var'):
             value.uniform_(0.5, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, path)
-    return load_predictor(cfg, str(path), 'cpu')
+    torch.save(dict(state_dict=weights), path)
+    return path
+
+
+def tiny_predictor(root: Path, head: str, path: Path) -> Predictor:
+    """A tiny model that predicts, of `HEADS`; its checkpoint goes to the path."""
+    cfg = tiny_config(root, head)
+    return load_predictor(cfg, str(write_weights(cfg, path)), 'cpu')

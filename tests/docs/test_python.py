@@ -9,7 +9,7 @@ import pytest
 
 from poolformer_dense.measure.shapes import draw_scene
 from poolformer_dense.predict.results import write_image
-from tests.poolformer_dense.tiny_models import tiny_config, write_weights
+from tests.tiny_models import tiny_config, write_weights
 
 # An import of it takes a second, and shows nothing without a notebook.
 _NO_DISPLAY = """

@@ -8,7 +8,9 @@ import pytest
 
 import poolformer_dense
 from poolformer_dense.predict.predictor import Predictor
-from tests.poolformer_dense.tiny_models import HEADS, tiny_config, write_weights
+from tests.tiny_models import tiny_config, write_weights
+
+HEADS = ('retinanet', 'mask_rcnn', 'fpn')
 
 
 @pytest.fixture(scope='session')
@@ -16,7 +18,7 @@ def model_files(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """Of each head the files of its config and of its weights."""
     folder = tmp_path_factory.mktemp('models')
     for head in HEADS:
-        cfg = tiny_config(root, head)
+        cfg = tiny_config(root, head, most=5)
         write_weights(cfg, folder / f'{head}.pth')
         cfg.dump(folder / f'{head}.py')
     return {head: (str(folder / f'{head}.py'), str(folder / f'{head}.pth')) for head in HEADS}

@@ -15,7 +15,7 @@ from poolformer_dense.measure.large_scenes import (
     ways_of,
 )
 from poolformer_dense.predict.results import Segmentation
-from tests.poolformer_dense.tiny_models import tiny_config
+from tests.tiny_models import tiny_config
 
 
 @pytest.fixture(scope='module')

@@ -31,7 +31,7 @@ from poolformer_dense.predict.media import (
 from poolformer_dense.predict.predictor import check_device, load_predictor
 from poolformer_dense.predict.result_files import CocoWriter, infer_files
 from poolformer_dense.predict.results import Detections
-from tests.poolformer_dense.tiny_models import tiny_config, write_weights
+from tests.tiny_models import tiny_config, write_weights
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_results_do_not_depend_on_the_batch_and_keep_their_order(predictor):
 
 
 def test_bfloat16_predicts_nearly_the_same(root, predictors, tmp_path):
-    cfg = tiny_config(root, 'mask_rcnn')
+    cfg = tiny_config(root, 'mask_rcnn', most=5)
     path = str(write_weights(cfg, tmp_path / 'mask_rcnn.pth'))
     half = load_predictor(cfg, path, 'cpu', dtype='bfloat16')
     image = draw_scene((0,)).image

@@ -16,7 +16,7 @@ from poolformer_dense.predict.label_file import write_label_rows
 from poolformer_dense.predict.result_files import infer_files
 from poolformer_dense.predict.tiles import Tiling
 from poolformer_dense.predict.windows import TiffRows, open_rows
-from tests.poolformer_dense.tiny_models import tiny_config, write_weights
+from tests.tiny_models import tiny_config, write_weights
 
 tifffile = pytest.importorskip('tifffile')
 
