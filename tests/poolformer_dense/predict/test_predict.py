@@ -22,13 +22,13 @@ from poolformer_dense.data.audit import audit
 from poolformer_dense.data.decoding import Decoder, Unreadable, read_image
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
+from poolformer_dense.predict.loading import check_device, load_predictor
 from poolformer_dense.predict.media import (
     distinct_names,
     find_media,
     read_sources,
     read_video,
 )
-from poolformer_dense.predict.predictor import check_device, load_predictor
 from poolformer_dense.predict.result_files import CocoWriter, infer_files
 from poolformer_dense.predict.results import Detections
 from tests.tiny_models import tiny_config, write_weights
