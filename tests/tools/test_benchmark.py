@@ -36,23 +36,6 @@ def test_a_backbone_is_told_in_tables_and_json(run, tmp_path):
         assert 'make peers' in missing
 
 
-def test_a_backbone_is_timed_where_no_toolbox_is(root, tmp_path):
-    """As in the peers' environment."""
-    code = (
-        'import runpy, sys\n'
-        'sys.modules.update(dict.fromkeys(("mmdet", "mmseg")))\n'
-        'sys.argv[:] = sys.argv[1:]\n'
-        'runpy.run_path(sys.argv[0], run_name="__main__")'
-    )
-    arguments = '--size 32 32 --batch 1 --rounds 1 --threads 1 --against timm'
-    done = subprocess.run(
-        [sys.executable, '-c', code, root / 'tools/benchmark.py', *arguments.split()],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 'poolformer_s12 infer, 1x3x32x32, float32' in done.stdout
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -147,7 +147,7 @@ def test_mask_rcnn_trains_and_evaluates_masks(run, root, shapes, tmp_path):
         'train.py', config, '--work-dir', tmp_path,
         '--cfg-options', data, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
         'train_dataloader.batch_size=4', 'model.test_cfg.rcnn.score_thr=0.0',
-        'model.test_cfg.rcnn.max_per_img=5', cwd=tmp_path,
+        'model.test_cfg.rcnn.max_per_img=5', 'model.train_cfg.rcnn.sampler.num=32', cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'coco/segm_mAP' in done.stdout + done.stderr
