@@ -29,6 +29,7 @@ def main() -> None:
 
     from poolformer_dense.measure.results_page import (
         PAGE,
+        SMALL,
         format_results,
         load_metafile,
         measure_costs,
@@ -37,8 +38,10 @@ def main() -> None:
 
     metafile = load_metafile(ROOT)
     if args.measure:
+        sizes = {c['Name']: c['Metadata'].get(SMALL) for c in metafile['Collections']}
         for model in track(metafile['Models'], description='measuring'):
-            model['Metadata'] |= measure_costs(ROOT / model['Config'])
+            size = sizes[model['In Collection']]
+            model['Metadata'] |= measure_costs(ROOT / model['Config'], size)
         write_metafile(ROOT, metafile)
     (ROOT / PAGE).write_text(format_results(ROOT, metafile))
     print(f'{PAGE}: {len(metafile["Models"])} models')
