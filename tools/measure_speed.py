@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,7 +48,15 @@ def main() -> None:
             subprocess.run([sys.executable, *map(str, words)], check=True)
             runs.append(json.loads(path.read_text()))
             print(f'run {number + 1} of {args.runs} is done', file=sys.stderr)
-    print('| times as fast as stock | ' + ' | '.join(MODELS) + ' |\n|---|' + '--:|' * len(MODELS))
+    print(format_table(runs))
+
+
+def format_table(runs: Sequence[Mapping[str, float]]) -> str:
+    """Return the table of the medians of runs and their ranges, in Markdown."""
+    lines = [
+        '| times as fast as stock | ' + ' | '.join(MODELS) + ' |',
+        '|---|' + '--:|' * len(MODELS),
+    ]
     for task, dtype in CELLS:
         for load in LOADS:
             cells = []
@@ -56,7 +65,8 @@ def main() -> None:
                 low, high = min(ratios), max(ratios)
                 cells.append(f'{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})')
             place = f', beside {load} busy processes' if load else ''
-            print(f'| {task}, {dtype}{place} | ' + ' | '.join(cells) + ' |')
+            lines.append(f'| {task}, {dtype}{place} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
 
 
 def measure(rounds: int, size: tuple[int, ...]) -> dict[str, float]:
