@@ -306,19 +306,24 @@ def build_exact_dataloader(
         built = runner.build_dataloader(
             {**dataloader, 'dataset': dataset}, seed=seed, diff_rank_seed=diff_rank_seed
         )
-    dataset = built.dataset
-    if (
-        type(built) is not DataLoader
-        or built.batch_sampler is None
-        or isinstance(dataset, IterableDataset)
-    ):
+    if not can_be_rebuilt(built):
         return built
+    dataset = built.dataset
     if not getattr(dataset, 'seeded', False):
         dataset = SeededDataset(dataset, quarantine)
     batches = KeyedBatches(cast(BatchSampler, built.batch_sampler), seed or 0)
     # With diff_rank_seed the run's seed is this rank's own.
     batches.reseed(getattr(batches.inner, 'seed', batches.seed))
     return with_options_of(built, dataset, batches)
+
+
+def can_be_rebuilt(loader: DataLoader) -> bool:
+    """Whether `with_options_of` makes a loader of the same batches from this one's parts."""
+    return (
+        type(loader) is DataLoader
+        and loader.batch_sampler is not None
+        and not isinstance(loader.dataset, IterableDataset)
+    )
 
 
 def with_options_of(loader: DataLoader, dataset: Any, batches: Any) -> DataLoader:

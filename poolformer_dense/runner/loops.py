@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .loader import KeyedBatches, build_exact_dataloader, with_options_of
+from .loader import KeyedBatches, build_exact_dataloader, can_be_rebuilt, with_options_of
 from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
 from .random_state import kept_random_state
 from .state import bare_model, own_share
@@ -37,7 +37,7 @@ class OwnLoader(BaseLoop):
         first, each of them is waited for.
         """
         loader = self.dataloader
-        if type(loader) is DataLoader and loader.persistent_workers:
+        if can_be_rebuilt(loader) and loader.persistent_workers:
             self.dataloader = with_options_of(loader, loader.dataset, loader.batch_sampler)
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, IterableDataset
 
 from poolformer_dense.runner.loops import (
+    BySizeValLoop,
     ExactEpochBasedTrainLoop,
     ExactIterBasedTrainLoop,
     parts_by_size,
@@ -128,6 +131,22 @@ def test_no_worker_is_left_behind(runs, loop):
         return seen.most, trained, len(multiprocessing.active_children())
 
     assert tiny.fork(runs / loop, workers, runs / 'run').result() == (3, 0, 0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(6))
+
+
+@pytest.mark.parametrize(
+    'options', [dict(dataset=Stream(), batch_size=2), dict(dataset=[3, 1, 2], batch_size=None)]
+)
+def test_a_loader_that_no_other_can_replace_stays(options):
+    loader = DataLoader(**options, num_workers=1, persistent_workers=True)
+    loop = object.__new__(BySizeValLoop)
+    loop.dataloader = loader
+    loop.end_workers()
+    assert loop.dataloader is loader
 
 
 def test_other_loops_stay(tmp_path):
