@@ -32,7 +32,7 @@ from .config.overrides import apply_overrides
 from .config.preflight import check_run
 from .errors import UserError, first_process
 from .measure.export_parity import Exported, export_compared
-from .predict.loading import load_predictor
+from .predict.building import load_predictor
 from .predict.predictor import Predictor
 from .runner import build_runner, run_process
 from .runner.folder_lock import alone_in

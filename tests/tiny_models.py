@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from poolformer_dense.config.load import load_config
-from poolformer_dense.predict.loading import load_predictor
+from poolformer_dense.predict.building import load_predictor
 from poolformer_dense.predict.predictor import Predictor
 
 HEADS = ('retinanet', 'mask_rcnn', 'cascade', 'fpn')

@@ -14,7 +14,7 @@ from backbones.checkpoints.digest import digest
 from backbones.version import __version__
 
 from ..errors import UserError
-from ..predict.loading import load_predictor
+from ..predict.building import load_predictor
 from ..predict.results import write_whole
 
 _FILE = 'model.safetensors'

@@ -18,7 +18,7 @@ from ..exporting.exporter import (
 )
 from ..exporting.parity import Array, Parity, measure_parity
 from ..exporting.program import SMALLEST, round_weights
-from ..predict.loading import fold
+from ..predict.building import fold
 from ..predict.media import find_media
 from ..predict.predictor import Predictor
 from .shapes import draw_scene

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ...errors import UserError
 from ...exporting.exporter import calibration_images, quantize_file, write_export
-from ...predict.loading import load_predictor
+from ...predict.building import load_predictor
 from ...predict.media import Image
 from ...predict.predictor import Predictor
 from ..shapes import draw_scene

@@ -25,7 +25,7 @@ from poolformer_dense.exporting.onnx_file import to_onnx
 from poolformer_dense.exporting.parity import find_pairs, measure_parity
 from poolformer_dense.exporting.pooling import pool, pool_regions
 from poolformer_dense.exporting.program import round_weights
-from poolformer_dense.predict.loading import fold
+from poolformer_dense.predict.building import fold
 from poolformer_dense.runtimes.outputs import Objects, paste_mask
 from poolformer_dense.runtimes.runtime import open_program
 from tests.tiny_models import HEADS, tiny_config, tiny_predictor

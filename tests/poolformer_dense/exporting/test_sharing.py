@@ -11,7 +11,7 @@ import torch
 from backbones.checkpoints import CheckpointError, read_checkpoint
 from poolformer_dense.errors import UserError
 from poolformer_dense.exporting.sharing import publish
-from poolformer_dense.predict.loading import load_predictor
+from poolformer_dense.predict.building import load_predictor
 from tests.tiny_models import tiny_predictor
 
 

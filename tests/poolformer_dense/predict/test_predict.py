@@ -22,7 +22,7 @@ from poolformer_dense.data.audit import audit
 from poolformer_dense.data.decoding import Decoder, Unreadable, read_image
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.shapes import SEGMENTATION_CLASSES, draw_scene
-from poolformer_dense.predict.loading import check_device, load_predictor
+from poolformer_dense.predict.building import check_device, load_predictor
 from poolformer_dense.predict.media import (
     distinct_names,
     find_media,

@@ -10,7 +10,7 @@ import pytest
 from poolformer_dense.errors import UserError
 from poolformer_dense.exporting.exporter import write_export
 from poolformer_dense.measure.shapes import draw_scene
-from poolformer_dense.predict.loading import load_predictor
+from poolformer_dense.predict.building import load_predictor
 from poolformer_dense.runtimes.exported import ExportedModel, evaluate_exported
 from poolformer_dense.runtimes.runtime import open_runtime
 from tests.tiny_models import tiny_config, tiny_predictor
