@@ -1,7 +1,7 @@
 """Semantic FPN with PoolFormer-S12 on CamVid, without token mixing, from scratch.
 
-Command: tools/train.py configs/small/fpn_identity_s12_camvid.py
-Hardware: two CPU cores.
+Command: tools/train.py configs/small/fpn_identity_s12_camvid.py --amp
+Hardware: one CPU core with AMX, in under an hour; on others, leave out --amp.
 """
 
 _base_ = [

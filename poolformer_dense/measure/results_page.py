@@ -146,18 +146,17 @@ def _rows(root: Path, models: Sequence[Mapping[str, Any]]) -> list[tuple[str, ..
 def _small_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of what we have measured, a number for each seed."""
     metrics = list(models[0]['Results'][0]['Metrics'])
+    spent = ('Minutes', 'Training Memory (GB)')
     columns = ['params (M)', 'GMACs', *metrics, 'minutes', 'memory (GB)']
     rows: list[tuple[str, ...]] = [
         ('backbone', *columns, 'NAME'),
         ('---', *['--:'] * len(columns), '---'),
     ]
     for model in models:
-        found = [
-            ', '.join(f'{result["Metrics"][name]:.1f}' for result in model['Results'])
-            for name in metrics
-        ]
-        spent = [f'{model["Metadata"][key]}' for key in ('Minutes', 'Training Memory (GB)')]
-        rows.append((*_costs(model), *found, *spent, f'`{model["Name"]}`'))
+        results = model.get('Results', [])
+        found = [', '.join(f'{r["Metrics"][name]:.1f}' for r in results) for name in metrics]
+        cells = [*found, *(str(model['Metadata'].get(key, '')) for key in spent)]
+        rows.append((*_costs(model), *(cell or 'not run' for cell in cells), f'`{model["Name"]}`'))
     return rows
 
 
