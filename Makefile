@@ -47,7 +47,7 @@ demo: ready  ## run end to end on generated images: under 10 minutes on 2 cores
 
 # The parity tests with the given markers. If their environment is missing, they are skipped.
 define parity
-	@if tools/setup_peers.sh --quiet; then $(VENV_PEERS)/bin/python -m pytest tests/parity -m '$(1)'; \
+	@if tools/setup_peers.sh --quiet; then $(VENV_PEERS)/bin/python -m pytest tests/parity -m '$(1)' -n $(TEST_JOBS); \
 	else echo 'SKIPPED tests/parity: $(VENV_PEERS) could not be created, for the reason above'; fi
 endef
 

@@ -70,7 +70,7 @@ def small(load, name) -> Config:
     return cfg
 
 
-@pytest.mark.parametrize('name', _networks())
+@pytest.mark.parametrize('name', [*_networks()])
 def test_a_training_step_and_a_prediction(small):
     model = revert_sync_batchnorm(MODELS.build(small.model))
     batch = _segmentation_batch if small.default_scope == 'mmseg' else _detection_batch
