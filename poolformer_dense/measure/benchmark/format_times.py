@@ -23,6 +23,13 @@ from ...predict.media import Image
 from ...predict.predictor import Predictor
 from ..shapes import draw_scene
 
+# The peak of a process counts what it was forked from: so that is a small one.
+_PEAK = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 FORMATS = ('reference', 'torch', 'compile', 'onnx', 'openvino', 'openvino-int8')
 
 
@@ -149,18 +156,15 @@ def _memory(name: str, file: str, folder: Path) -> float:
     if name == 'reference':
         command += ['--cfg-options', 'model.backbone.backend=reference']
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [str(word) for word in command], env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
+    measured = subprocess.run(
+        [sys.executable, '-c', _PEAK, *map(str, command)], env=environment, capture_output=True,
+        text=True,
     )  # fmt: skip
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        reason = next(reversed(said.splitlines()), f'exit code {process.returncode}')
+    if measured.returncode:
+        lines = measured.stderr.splitlines()
+        reason = next(reversed(lines), f'exit code {measured.returncode}')
         raise UserError(f'{name}: the process for its memory ended: {reason}')
-    return usage.ru_maxrss / 1024
+    return int(measured.stdout.splitlines()[-1]) / 1024
 
 
 def _megabytes(file: str) -> float:

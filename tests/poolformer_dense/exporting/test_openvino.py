@@ -86,6 +86,21 @@ def test_quantized_weights_take_less_than_half(segmentor, tmp_path):
     assert 1e-4 < error < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['retinanet', 'mask_rcnn', 'cascade'])
+def test_a_quantized_detector_of_any_size_runs(root, tmp_path, head):
+    pytest.importorskip('nncf')
+    predictor = tiny_predictor(root, head, tmp_path / 'weights.pth')
+    path = tmp_path / 'int8.xml'
+    write_export(predictor, path, None, nms=True)
+    images = [draw_scene((8, i), 96, 128).image for i in range(2)]
+    run = quantize_file(predictor, path, images)
+    [batch] = parity_batches(images[:1], None)
+    found = run(batch)
+    assert found['boxes'].shape[::2] == (len(batch), 4)
+    assert (found['scores'] > 0).any()
+
+
 def test_the_drop_is_of_all_test_data_as_one_item(segmentor, tmp_path, monkeypatch):
     nncf = pytest.importorskip('nncf')
     predictor, _, path = segmentor
