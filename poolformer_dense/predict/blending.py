@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .tiles import Tile
@@ -44,7 +45,7 @@ def blend_labels(rows: Iterable[Iterable[tuple[Tile, Scores]]]) -> Iterator[NDAr
                 blended[:, : above.shape[1]] += above[:, :, column : column + own]
             column += own
             whole = tile.y.size - tile.y.after
-            finished.append(blended[:, :whole].argmax(0))
+            finished.append(torch.from_numpy(blended[:, :whole]).max(0).indices.numpy())
             if tile.y.after:
                 below.append(blended[:, whole:].copy())
         above = np.concatenate(below, axis=2) if below else None

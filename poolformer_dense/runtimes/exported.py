@@ -21,6 +21,9 @@ from ..errors import UserError
 from .outputs import Array, Objects, paste_mask, read_detections
 from .runtime import Runtime, open_runtime
 
+# Of a segmentor's maps at the size of the image, which are computed so many at a time.
+_CHANNELS_IN_CACHE = 8
+
 
 @MODELS.register_module()
 class ExportedModel(BaseModel):
@@ -36,7 +39,7 @@ class ExportedModel(BaseModel):
 
     def __init__(self, file: str, unsafe_load: bool = False) -> None:
         super().__init__()
-        self.use(open_runtime(Path(file), unsafe_load))
+        self.use(open_runtime(Path(file), unsafe_load, needs_labels=False))
 
     def use(self, runtime: Runtime) -> None:
         """Run another file, or one that is not written yet."""
@@ -97,11 +100,17 @@ class ExportedModel(BaseModel):
     ) -> Tensor:
         """As mmseg computes them: from logits at the size of the input, then of the original."""
         corners = bool(self.runtime.description['align_corners'])
-        maps = torch.from_numpy(logits)[None]
-        for target in (padded, original):
-            maps = F.interpolate(maps, tuple(target), mode='bilinear', align_corners=corners)
-            maps = maps[..., : size[0], : size[1]] if target is padded else maps
-        return maps[0].argmax(0)
+        best = torch.full(tuple(original), -torch.inf)
+        labels = torch.zeros(tuple(original), dtype=torch.int64)
+        for first in range(0, len(logits), _CHANNELS_IN_CACHE):
+            maps = torch.from_numpy(logits[None, first : first + _CHANNELS_IN_CACHE])
+            for target in (padded, original):
+                maps = F.interpolate(maps, tuple(target), mode='bilinear', align_corners=corners)
+                maps = maps[..., : size[0], : size[1]] if target is padded else maps
+            found = maps[0].max(0)
+            labels = torch.where(found.values > best, found.indices + first, labels)
+            best = torch.maximum(best, found.values)
+        return labels
 
     def _masks(
         self, found: Objects, boxes: Array, size: tuple[int, int], original: Sequence[int]

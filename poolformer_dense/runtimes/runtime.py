@@ -43,12 +43,14 @@ def is_exported(source: str | Path) -> bool:
     return Path(source).suffix in SUFFIXES
 
 
-def open_runtime(path: Path, unsafe_load: bool = False) -> Runtime:
+def open_runtime(path: Path, unsafe_load: bool = False, needs_labels: bool = True) -> Runtime:
     """Open an exported file with the runtime for it, on the CPU.
 
     Args:
         path: A ``.onnx``, ``.xml`` or ``.pt2`` file of tools/export.py.
         unsafe_load: Let torch run what a ``.pt2`` file holds.
+        needs_labels: Otherwise a segmentor's ``labels`` are left out where that saves their time:
+            of OpenVINO's files.
 
     Raises:
         UserError: The file or the package for it is missing, it can't be read, or was made by
@@ -56,11 +58,12 @@ def open_runtime(path: Path, unsafe_load: bool = False) -> Runtime:
     """
     if not path.is_file():
         raise UserError(f'{path} does not exist')
-    opened = {'.onnx': _open_onnx, '.xml': _open_openvino}
     if path.suffix == '.pt2':
         runtime = open_program(path, unsafe_load)
+    elif path.suffix == '.xml':
+        runtime = _open_openvino(path, needs_labels)
     else:
-        runtime = opened[path.suffix](path)
+        runtime = _open_onnx(path)
     if 'classes' not in runtime.description:
         raise UserError(f'{path} has no description of itself: it is not from tools/export.py')
     return runtime
@@ -100,7 +103,7 @@ def _open_onnx(path: Path) -> Runtime:
     return Runtime(run, _parsed(texts), _fixed(session.get_inputs()[0].shape))
 
 
-def _open_openvino(path: Path) -> Runtime:
+def _open_openvino(path: Path, needs_labels: bool) -> Runtime:
     need('openvino', 'openvino')
     import openvino
 
@@ -115,9 +118,14 @@ def _open_openvino(path: Path) -> Runtime:
         info = model.get_rt_info('poolformer_dense').value
         # Text after reading a file, and a container for it before.
         texts = {name: getattr(value, 'value', value) for name, value in info.items()}
+    description = _parsed(texts)
+    if not needs_labels and 'align_corners' in description:  # a segmentor's
+        for result in model.get_results():
+            if 'labels' in result.input(0).get_source_output().get_names():
+                model.remove_result(result)
     shape = model.input(0).get_partial_shape()
     size = _fixed([None if each.is_dynamic else each.get_length() for each in shape])
-    return Runtime(run_openvino(model), _parsed(texts), size)
+    return Runtime(run_openvino(model), description, size)
 
 
 def run_openvino(model: Any) -> Run:

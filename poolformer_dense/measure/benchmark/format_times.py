@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 from mmengine.config import Config
-from rich.table import Table
+from rich.table import Column, Table
 
 from ...errors import UserError
 from ...exporting.exporter import calibration_images, quantize_file, write_export
@@ -108,8 +108,8 @@ def compare_formats(
 def format_table(rows: Sequence[FormatRow]) -> Table:
     """Return what was measured as a table; the first row is what others are compared with."""
     table = Table(
-        'format', 'ms an image', 'min-max', 'images a second', f'times {rows[0].name}',
-        'MiB at peak', 'MB on disk',
+        Column('format', no_wrap=True), 'ms an image', Column('min-max', no_wrap=True),
+        'images a second', 'times the first', 'MiB at peak', 'MB on disk',
     )  # fmt: skip
     for row in rows:
         ratio = rows[0].latency / row.latency

@@ -19,6 +19,7 @@ from poolformer_dense.exporting.exporter import (
 )
 from poolformer_dense.exporting.parity import measure_parity
 from poolformer_dense.measure.shapes import draw_scene
+from poolformer_dense.predict.building import load_predictor
 from poolformer_dense.runtimes.runtime import open_runtime, run_openvino
 from tests.tiny_models import tiny_predictor
 
@@ -49,6 +50,16 @@ def test_a_file_computes_what_its_model_does(segmentor):
     parity = measure_parity(graph, predictor.model, runtime.run, parity_batches(images, None))
     assert parity.holds
     assert parity.errors['logits'] < 1e-4
+
+
+def test_in_the_models_place_a_file_computes_no_labels_but_those_of_the_original(segmentor):
+    predictor, _, path = segmentor
+    exported = load_predictor(predictor.cfg, str(path))
+    image = draw_scene((7, 0), 160, 120).image
+    [own], [expected] = exported.predict(image), predictor.predict(image)
+    assert own.labels.shape == image.shape[:2]
+    assert (own.labels == expected.labels).mean() >= 0.9999
+    assert set(exported.model.runtime.run(image.transpose(2, 0, 1)[None].copy())) == {'logits'}
 
 
 @pytest.mark.slow
