@@ -24,8 +24,10 @@ scontrol() {{ [ "$1" = requeue ] && echo "scontrol $*" || echo "${{SHOWN:-}}"; }
 forward() {{ echo "$2" > forwarded; kill -USR1 "$1"; }}
 launcher() {{
     trap 'stopped=yes' USR1
+    # Opened once: a bash that is interrupted while it reads a substitution may lose the signal.
+    exec {{clock}}<> <(:)
     touch started
-    until [ -n "${{stopped:-}}" ]; do read -r -t 0.05 <> <(:) || true; done
+    until [ -n "${{stopped:-}}" ]; do read -r -t 0.05 -u "$clock" || true; done
     {how}
 }}
 code=0

@@ -473,8 +473,10 @@ def test_launch_gives_a_failure_its_own_code(tmp_path, free_port):
 SRUN = """#!/bin/bash
 # Ends as {how} says, once it is told to.
 trap 'stopped=yes' USR1
+# Opened once: a bash that is interrupted while it reads a substitution may lose the signal.
+exec {{clock}}<> <(:)
 touch started
-until [ -n "$stopped" ]; do read -r -t 0.01 <> <(:) || true; done
+until [ -n "$stopped" ]; do read -r -t 0.01 -u "$clock" || true; done
 {how}
 """
 SCONTROL = '#!/bin/sh\n[ "$1" = show ] || echo "$*" >> told\n'
