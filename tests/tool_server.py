@@ -26,6 +26,7 @@ os.dup2(2, 1)
 import mmdet.utils  # noqa: E402
 
 mmdet.utils.register_all_modules(init_default_scope=False)
+sys.stdout.flush()  # or each fork would print what is left
 
 
 def serve() -> None:
