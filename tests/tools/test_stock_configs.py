@@ -50,7 +50,7 @@ def _train_detector(run, root, work_dir, name, data, size, epochs):
 
 
 def test_retinanet_on_a_twin_of_coco(run, root, coco_twin, tmp_path):
-    _train_detector(run, root, tmp_path, 'retinanet_poolformer_s12', coco_twin, 128, epochs=5)
+    _train_detector(run, root, tmp_path, 'retinanet_poolformer_s12', coco_twin, 128, epochs=3)
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_two_processes_agree(run, root, shapes, free_port, tmp_path):
     done = run(
         'dist_train.sh', config, 2, '--work-dir', tmp_path / 'w',
         '--cfg-options', f'data_root={shapes}/coco', 'train_cfg.max_epochs=1',
-        'train_cfg.val_interval=1', 'train_dataloader.batch_size=2',
+        'train_cfg.val_interval=9', 'train_dataloader.batch_size=2',
         cwd=tmp_path, env={'PORT': str(free_port), 'PYTHONPATH': str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
