@@ -64,10 +64,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def print_parity(title: str, parity: Parity, unit: str) -> None:
-    sizes = ', '.join('x'.join(map(str, size)) for size in parity.sizes)
+    sizes = Counter('x'.join(map(str, size)) for size in parity.sizes)
+    print(f'{title} (batches: {", ".join(f"{n} of {size}" for size, n in sizes.items())}):')
+    if parity.errors:
+        print(f'  largest raw error, of the largest magnitude: {parity.worst:.2e}')
     print(
-        f'{title} (batches {sizes}):\n'
-        f'  largest raw error, of the largest magnitude: {parity.worst:.2e}\n'
         f'  {unit}: {parity.same} of {parity.total} agree ({parity.agreement:.4%})'
         + (f'; {len(parity.ties)} more are there or not by rounding:' if parity.ties else '')
     )
