@@ -12,11 +12,11 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from ..runtimes.outputs import Array, Objects, paste_mask, read_detections
+from ..runtimes.outputs import Array, Objects, paste_probabilities, read_detections
 from ..runtimes.runtime import Run
 from .base import Graph, maps_by_level
 from .graphs import LabelGraph, describe_nms
-from .ties import possible_detections, take
+from .ties import BOX_ROUNDING, possible_detections, take
 from .two_stage import TwoStageGraph
 
 # What an export must reach in float32.
@@ -26,6 +26,9 @@ MIN_MASK_IOU = 0.99
 MIN_SAME_LABELS = 0.9999
 # With a second stage, which looks at regions by boxes that are rounded.
 MIN_IOU_FROM_PROPOSALS = 0.99
+_MASK_THRESHOLD = 0.5
+_MASK_ROUNDING = 2.0**-11
+_UNDECIDED = 2
 
 
 @dataclass
@@ -35,7 +38,8 @@ class Parity:
     Attributes:
         errors: By raw output, the largest difference as a part of that output's largest magnitude.
         same: Detections with a partner of the same label, an IoU >= 0.999 (0.99 with two stages),
-            and masks with one >= 0.99; or pixels of the same label.
+            and masks with one >= 0.99, but for pixels that rounding decides on; or pixels of the
+            same label.
         ties: Of each detection without a partner, of either side, that rounding decides on, why
             (`poolformer_dense.exporting.ties`). They count neither as same nor in the total.
         total: Detections of the side that has more, or pixels.
@@ -95,7 +99,7 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
         else:
             own = read_detections(found, describe_nms(graph))
             for i, (each, expected) in enumerate(zip(own, results, strict=True)):
-                each = _pasted(each, images.shape[2:])
+                each = with_whole_masks(each, images.shape[2:])
                 pairs = find_pairs(expected, each, min_iou)
                 parity.same += len(pairs)
                 parity.total += len(pairs)
@@ -136,16 +140,22 @@ def _without(found: Objects, rows: Sequence[int]) -> Objects:
     return take(found, np.setdiff1d(np.arange(len(found)), rows))
 
 
-def _pasted(found: Objects, size: tuple[int, ...]) -> Objects:
-    """The same with masks at the size of the image."""
+def with_whole_masks(found: Objects, size: tuple[int, ...]) -> Objects:
+    """Return an image's objects with masks at its size: 1 in the object, 2 where rounding decides.
+
+    Args:
+        found: They.
+        size: H and W.
+    """
     height, width = size
     if found.masks is None or found.masks.dtype == np.uint8:
         return found
-    masks = [
-        paste_mask(mask, box, (height, width))
-        for mask, box in zip(found.masks, found.boxes, strict=True)
-    ]
-    return Objects(found.boxes, found.scores, found.labels, np.stack(masks) if masks else None)
+    masks = np.zeros((len(found), height, width), np.uint8)
+    for whole, mask, box in zip(masks, found.masks, found.boxes, strict=True):
+        place, probabilities = paste_probabilities(mask, box, (height, width))
+        near = np.abs(probabilities - _MASK_THRESHOLD) <= _MASK_ROUNDING
+        whole[place] = np.where(near, _UNDECIDED, probabilities >= _MASK_THRESHOLD)
+    return Objects(found.boxes, found.scores, found.labels, masks)
 
 
 def find_pairs(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> list[tuple[int, int]]:
@@ -180,23 +190,30 @@ def find_ties(
         has that has more.
     """
     undecided, reasons = possible_detections(graph, image).undecided()
-    undecided = _pasted(undecided, image.shape[2:])
+    undecided = with_whole_masks(undecided, image.shape[2:])
     ties = [find_pairs(each, undecided, min_iou) for each in alone]
     found = [reasons[row] for pairs in ties for _, row in pairs]
     return found, max(len(each) - len(pairs) for each, pairs in zip(alone, ties, strict=True))
 
 
 def _overlaps(one: Objects, other: Objects) -> Array:
-    """IoU of boxes of the same label, 0 of others, (N, M)."""
+    """IoU of boxes of the same label, 0 of others, (N, M); 1 if they are apart by rounding alone.
+
+    Of a box that is thinner than rounding the IoU says nothing.
+    """
     overlap: Array = bbox_overlaps(
         torch.from_numpy(one.boxes), torch.from_numpy(other.boxes)
     ).numpy()
+    rounding = BOX_ROUNDING * max(one.boxes.max(), other.boxes.max())
+    overlap[np.abs(one.boxes[:, None] - other.boxes).max(2) <= rounding] = 1
     return overlap * (one.labels[:, None] == other.labels)
 
 
 def _same_mask(expected: Array | None, own: Array | None, i: int, j: int) -> bool:
     if expected is None or own is None:
         return True
-    one, other = expected[i].astype(bool), own[j].astype(bool)
-    either = (one | other).sum()
-    return bool(either == 0 or (one & other).sum() >= MIN_MASK_IOU * either)
+    one, other = expected[i], own[j]
+    decided = (one != _UNDECIDED) & (other != _UNDECIDED)
+    either = (((one == 1) | (other == 1)) & decided).sum()
+    both = ((one == 1) & (other == 1)).sum()
+    return bool(either == 0 or both >= MIN_MASK_IOU * either)

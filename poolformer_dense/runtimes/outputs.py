@@ -72,13 +72,27 @@ def paste_mask(mask: Array, box: Array, size: tuple[int, int], threshold: float 
         size: H and W.
         threshold: What belongs to the object reaches it.
     """
+    whole = np.zeros(size, bool)
+    place, probabilities = paste_probabilities(mask, box, size)
+    whole[place] = probabilities >= threshold
+    return whole
+
+
+def paste_probabilities(
+    mask: Array, box: Array, size: tuple[int, int]
+) -> tuple[tuple[slice, slice], Array]:
+    """Return the rows and columns that a mask reaches in its image, and its probabilities there.
+
+    Args:
+        mask: As for `paste_mask`.
+        box: As for `paste_mask`.
+        size: H and W.
+    """
     x1, y1, x2, y2 = box
     top, rows = _weights(y1, y2, size[0], mask.shape[0])
     left, columns = _weights(x1, x2, size[1], mask.shape[1])
-    whole = np.zeros(size, bool)
-    part = rows @ mask.astype(np.float32) @ columns.T >= threshold
-    whole[top : top + len(rows), left : left + len(columns)] = part
-    return whole
+    place = slice(top, top + len(rows)), slice(left, left + len(columns))
+    return place, rows @ mask.astype(np.float32) @ columns.T
 
 
 def _weights(start: float, end: float, pixels: int, bins: int) -> tuple[int, Array]:
