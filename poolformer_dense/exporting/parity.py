@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,6 @@ MIN_MASK_IOU = 0.99
 MIN_SAME_LABELS = 0.9999
 # With a second stage, which looks at regions by boxes that are rounded.
 MIN_IOU_FROM_PROPOSALS = 0.99
-_MASK_THRESHOLD = 0.5
 _MASK_ROUNDING = 2.0**-11
 _UNDECIDED = 2
 
@@ -99,7 +98,7 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
         else:
             own = read_detections(found, describe_nms(graph))
             for i, (each, expected) in enumerate(zip(own, results, strict=True)):
-                each = with_whole_masks(each, images.shape[2:])
+                each = with_whole_masks(each, images.shape[2:], _mask_threshold(graph))
                 pairs = find_pairs(expected, each, min_iou)
                 parity.same += len(pairs)
                 parity.total += len(pairs)
@@ -140,12 +139,18 @@ def _without(found: Objects, rows: Sequence[int]) -> Objects:
     return take(found, np.setdiff1d(np.arange(len(found)), rows))
 
 
-def with_whole_masks(found: Objects, size: tuple[int, ...]) -> Objects:
+def _mask_threshold(graph: Graph) -> float:
+    settings: Mapping[str, Any] = getattr(graph, 'settings', {})
+    return float(settings.get('mask_thr_binary', 0.5))
+
+
+def with_whole_masks(found: Objects, size: tuple[int, ...], threshold: float = 0.5) -> Objects:
     """Return an image's objects with masks at its size: 1 in the object, 2 where rounding decides.
 
     Args:
         found: They.
         size: H and W.
+        threshold: What belongs to an object reaches it.
     """
     height, width = size
     if found.masks is None or found.masks.dtype == np.uint8:
@@ -153,8 +158,8 @@ def with_whole_masks(found: Objects, size: tuple[int, ...]) -> Objects:
     masks = np.zeros((len(found), height, width), np.uint8)
     for whole, mask, box in zip(masks, found.masks, found.boxes, strict=True):
         place, probabilities = paste_probabilities(mask, box, (height, width))
-        near = np.abs(probabilities - _MASK_THRESHOLD) <= _MASK_ROUNDING
-        whole[place] = np.where(near, _UNDECIDED, probabilities >= _MASK_THRESHOLD)
+        near = np.abs(probabilities - threshold) <= _MASK_ROUNDING
+        whole[place] = np.where(near, _UNDECIDED, probabilities >= threshold)
     return Objects(found.boxes, found.scores, found.labels, masks)
 
 
@@ -190,7 +195,7 @@ def find_ties(
         has that has more.
     """
     undecided, reasons = possible_detections(graph, image).undecided()
-    undecided = with_whole_masks(undecided, image.shape[2:])
+    undecided = with_whole_masks(undecided, image.shape[2:], _mask_threshold(graph))
     ties = [find_pairs(each, undecided, min_iou) for each in alone]
     found = [reasons[row] for pairs in ties for _, row in pairs]
     return found, max(len(each) - len(pairs) for each, pairs in zip(alone, ties, strict=True))
