@@ -16,7 +16,7 @@ from ..runtimes.outputs import Array, Objects, paste_probabilities, read_detecti
 from ..runtimes.runtime import Run
 from .base import Graph, maps_by_level
 from .graphs import LabelGraph, describe_nms
-from .ties import BOX_ROUNDING, possible_detections, take
+from .ties import BOX_ROUNDING, MASK_ROUNDING, possible_detections, take
 from .two_stage import TwoStageGraph
 
 # What an export must reach in float32.
@@ -26,7 +26,6 @@ MIN_MASK_IOU = 0.99
 MIN_SAME_LABELS = 0.9999
 # With a second stage, which looks at regions by boxes that are rounded.
 MIN_IOU_FROM_PROPOSALS = 0.99
-_MASK_ROUNDING = 2.0**-11
 _UNDECIDED = 2
 
 
@@ -158,7 +157,7 @@ def with_whole_masks(found: Objects, size: tuple[int, ...], threshold: float = 0
     masks = np.zeros((len(found), height, width), np.uint8)
     for whole, mask, box in zip(masks, found.masks, found.boxes, strict=True):
         place, probabilities = paste_probabilities(mask, box, (height, width))
-        near = np.abs(probabilities - threshold) <= _MASK_ROUNDING
+        near = np.abs(probabilities - threshold) <= MASK_ROUNDING
         whole[place] = np.where(near, _UNDECIDED, probabilities >= threshold)
     return Objects(found.boxes, found.scores, found.labels, masks)
 

@@ -26,6 +26,9 @@ _EPSILON = float(np.finfo(np.float32).eps)
 # coordinate. Two to four times the most that a model and its files were apart in photographs.
 SCORE_ROUNDING = 512 * _EPSILON
 BOX_ROUNDING = 8 * _EPSILON
+# The probability of a mask's pixel, whose box is off: of 9717 masks of a Mask R-CNN and its file no
+# pixel farther from the threshold than this differed, and 0.4% of the pixels are nearer.
+MASK_ROUNDING = 4096 * _EPSILON
 # Of each level, so many proposals more than `nms_pre` are looked at, since they may be among them.
 _MORE = 50
 
