@@ -22,6 +22,7 @@ from ..data.decoding import is_cut_jpeg
 from ..data.label_order import in_class_order
 from ..errors import UserError
 from .random_state import seeded
+from .workers import WatchedLoader
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine
@@ -320,13 +321,13 @@ def build_exact_dataloader(
 def can_be_rebuilt(loader: DataLoader) -> bool:
     """Whether `with_options_of` makes a loader of the same batches from this one's parts."""
     return (
-        type(loader) is DataLoader
+        type(loader) in (DataLoader, WatchedLoader)
         and loader.batch_sampler is not None
         and not isinstance(loader.dataset, IterableDataset)
     )
 
 
-def with_options_of(loader: DataLoader, dataset: Any, batches: Any) -> DataLoader:
-    """Return a loader like another, of a data set and a batch sampler."""
+def with_options_of(loader: DataLoader, dataset: Any, batches: Any) -> WatchedLoader:
+    """Return a loader like another, of a data set and a batch sampler, that watches its workers."""
     options = {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
-    return DataLoader(dataset=dataset, batch_sampler=batches, **options)
+    return WatchedLoader(dataset=dataset, batch_sampler=batches, **options)

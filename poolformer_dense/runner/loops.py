@@ -19,7 +19,7 @@ from .loader import KeyedBatches, build_exact_dataloader, can_be_rebuilt, with_o
 from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
 from .random_state import kept_random_state
 from .state import bare_model, own_share
-from .workers import watched
+from .workers import WatchedLoader, watched
 
 if TYPE_CHECKING:
     from .runner import DenseRunner
@@ -125,7 +125,9 @@ class ExactResume(OwnLoader):
         with kept_random_state():
             if isinstance(self._batches, KeyedBatches):
                 self._batches.start(epoch, first)
-            return watched(iter(self.dataloader), self.dataloader.timeout)
+            batches = iter(self.dataloader)
+        watches = isinstance(self.dataloader, WatchedLoader)  # a user's own loader does not
+        return batches if watches else watched(batches, self.dataloader.timeout)
 
     def _validate_if_due(self) -> None:
         self._decide_current_val_interval()

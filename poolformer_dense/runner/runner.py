@@ -41,6 +41,7 @@ from .folder_lock import alone_in
 from .hooks import BatchReportHook, EmptyResultHook, StartReportHook, batch_factors
 from .launch import join_processes
 from .learning_rates import idle_keys
+from .loader import can_be_rebuilt, with_options_of
 from .loading import LoadingRunner
 from .loops import EVALUATING, EXACT, OwnLoader
 from .memory_layout import keep_layout
@@ -154,7 +155,7 @@ class DenseRunner(LoadingRunner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build a loader as mmengine does, with what suits its number of workers.
+        """Build a loader as mmengine does, with what suits its number of workers, watched.
 
         Labels of COCO data sets follow ``metainfo.classes``.
         """
@@ -163,7 +164,10 @@ class DenseRunner(LoadingRunner):
         else:
             dataset = in_class_order(dataloader['dataset'], DATASETS)
             dataloader = with_room(fit_workers({**dataloader, 'dataset': dataset}))
-        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if not can_be_rebuilt(built):
+            return built
+        return with_options_of(built, built.dataset, built.batch_sampler)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training's loop; of mmengine's two, our subclass, which resumes exactly."""
@@ -262,14 +266,23 @@ class DenseRunner(LoadingRunner):
             return super().train()
 
     def val(self) -> dict:
-        with run_process(self.unsafe_load), self._live_line(), self._own_workers():
+        with self._evaluation('val'):
             self._maybe_compile('val_step')
             return super().val()
 
     def test(self) -> dict:
-        with run_process(self.unsafe_load), self._live_line(), self._own_workers():
+        with self._evaluation('test'):
             self._maybe_compile('test_step')
             return super().test()
+
+    @contextmanager
+    def _evaluation(self, split: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(run_process(self.unsafe_load))
+            stack.enter_context(self._live_line())
+            stack.enter_context(clear_errors(split))
+            stack.enter_context(self._own_workers())
+            yield
 
     @contextmanager
     def _own_workers(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from typing import Any
 from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, UntypedStorage
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from ..errors import RankError, UserError
 from ..shared_memory import FOLDER, REMEDY, megabytes, room_for_batches
@@ -26,7 +26,8 @@ from ..shared_memory import FOLDER, REMEDY, megabytes, room_for_batches
 TIMEOUT = 45
 _GRACE = 5.0  # more, before a worker is killed
 _gave_up = threading.Event()
-_RESUME = 'then resume with --resume'
+# What to do in the end, after a training and after an evaluation.
+_RESUME, _REPEAT = 'then resume with --resume', 'then run it again'
 # What the backend says when the system has given up a connection.
 _LOST = r'Connection timed out|No route to host|is unreachable|Broken pipe'
 _PAGE = 4096
@@ -82,7 +83,7 @@ class CollateWithRoom:
         if room is not None and (size := _shared_bytes(batch)) > room.free:
             raise RankError(
                 f'shared memory is full: a batch takes {megabytes(size)}, and {FOLDER} has {room}; '
-                f'{REMEDY}; {_RESUME}'
+                f'{REMEDY}'
             )
         return batch
 
@@ -125,8 +126,9 @@ def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
             timer.start()
         try:
             batch = next(batches, end)
-        except (OSError, EOFError) as error:
-            # torch tells of a death only once, and then that may be lost in a finalizer
+        except (OSError, EOFError, RuntimeError) as error:
+            # torch tells of a death only once, and then that may be lost in a finalizer; where it
+            # finds a worker dead before the system says so, it does not tell the signal
             _raise_if_dead(workers, error)
             raise
         finally:
@@ -135,12 +137,22 @@ def watched(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
             yield batch
 
 
+class WatchedLoader(DataLoader):
+    """torch's DataLoader, whose workers are killed if a batch does not come; see `watched`."""
+
+    def __iter__(self) -> Any:
+        return watched(super().__iter__(), self.timeout)
+
+
 @contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(split: str = 'train') -> Iterator[None]:
     """Turn what torch says of dead and stuck workers, and of other processes, into one line.
 
-    Put it around the whole training: torch reports a dead worker wherever the process is just then.
+    Put it around the whole run: torch reports a dead worker wherever the process is just then.
     After such an error the process should end: its workers are killed.
+
+    Args:
+        split: Whose data are loaded: train, val or test.
 
     Raises:
         RankError: A worker died or is stuck, or another process of the run has ended.
@@ -160,7 +172,7 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         main = threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
-        clear = _explain(error)
+        clear = _explain(error, split)
         if clear is None:
             if handler is not None:
                 signal.signal(signal.SIGCHLD, handler)
@@ -169,27 +181,29 @@ def clear_errors() -> Iterator[None]:
         raise clear from error
 
 
-def _explain(error: Exception) -> UserError | None:
-    text = str(error)
+def _explain(error: Exception, split: str) -> UserError | None:
+    text, loader = str(error), f'{split}_dataloader'
+    again = _RESUME if split == 'train' else _REPEAT
     if isinstance(error, UserError):
         # torch put a worker's traceback before the message
         inner = re.search(r'Error: (.*)\Z', text.strip())
         if inner is None or 'in DataLoader worker process' not in text:
             return None
-        return type(error)(inner.group(1))
+        after = f'; {again}' if isinstance(error, RankError) else ''
+        return type(error)(inner.group(1) + after)
     if text.startswith('DataLoader timed out') or _gave_up.is_set():
         room = room_for_batches()
         if room is not None and room.free < _SCANT:
             return RankError(
                 'no batch came from the data loading workers, for which shared memory seems to be '
-                f'too small: {FOLDER} has {room}; {REMEDY}; {_RESUME}'
+                f'too small: {FOLDER} has {room}; {REMEDY}; {again}'
             )
         return RankError(
-            'no batch came from the data loading workers within train_dataloader.timeout: one is '
+            f'no batch came from the data loading workers within {loader}.timeout: one is '
             'stuck, or the storage is slow. If it is only slow, give it more time with '
-            f'--cfg-options train_dataloader.timeout=300; {_RESUME}'
+            f'--cfg-options {loader}.timeout=300; {again}'
         )
-    if str(error.__cause__).startswith('DataLoader worker'):
+    if 'by signal' not in text and str(error.__cause__).startswith('DataLoader worker'):
         text = str(error.__cause__)  # knows the signal
     worker = re.match(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', text, re.DOTALL)
     if worker is None:
@@ -198,7 +212,7 @@ def _explain(error: Exception) -> UserError | None:
         if isinstance(error, RuntimeError) and re.search(_LOST, text):
             return RankError(
                 f'the network to another process of this run is down ({text.splitlines()[0]}); '
-                f'{_RESUME}'
+                f'{again}'
             )
         return None
     pids, end = worker.groups()
@@ -209,14 +223,15 @@ def _explain(error: Exception) -> UserError | None:
     else:
         remedy = (
             'the system kills a process when memory runs out: give the job more, or lower '
-            'train_dataloader.num_workers or batch_size'
+            f'{loader}.num_workers or batch_size'
         )
-    return RankError(f'data loading worker {pids} {end}; {remedy}; {_RESUME}')
+    return RankError(f'data loading worker {pids} {end}; {remedy}; {again}')
 
 
 def _raise_if_dead(workers: list[BaseProcess], error: Exception) -> None:
     """Raise as torch does, if a worker has died or is about to."""
-    connection.wait([worker.sentinel for worker in workers], timeout=1)
+    if workers:
+        connection.wait([worker.sentinel for worker in workers], timeout=1)
     for worker in workers:
         code = worker.exitcode or 0
         if code < 0:

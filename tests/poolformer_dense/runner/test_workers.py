@@ -24,6 +24,7 @@ from poolformer_dense.runner.runner import DenseRunner, build_runner
 from poolformer_dense.runner.workers import (
     TIMEOUT,
     CollateWithRoom,
+    WatchedLoader,
     _shared_bytes,
     clear_errors,
     fit_workers,
@@ -65,9 +66,15 @@ class FatalDataset(tiny.TinyDataset):
         return times == 1
 
 
-def _consume(timeout: float, **options: Any) -> tuple[str, str, int]:
-    """Load until it fails; return the error's type and text, and how many workers are left."""
-    loader = DataLoader(
+def _consume(timeout: float, deaf: bool = False, **options: Any) -> tuple[str, str, int]:
+    """Load until it fails; return the error's type and text, and how many workers are left.
+
+    Args:
+        timeout: The loader's.
+        deaf: Whether torch is not told of a child's end.
+        options: See `FatalDataset`.
+    """
+    loader = WatchedLoader(
         FatalDataset(at=7, length=24, **options),
         batch_size=2,
         num_workers=2,
@@ -77,7 +84,8 @@ def _consume(timeout: float, **options: Any) -> tuple[str, str, int]:
     try:
         with clear_errors():
             for _ in loader:
-                pass
+                if deaf:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     except Exception as error:
         for process in multiprocessing.active_children():
             process.join(10)
@@ -130,6 +138,13 @@ def test_dead_worker_is_one_line(failure: Callable[..., Any], name: str) -> None
     assert 'is killed by signal' in message
     assert ('/dev/shm' if name == 'SIGBUS' else 'train_dataloader.num_workers') in message
     assert '--resume' in message
+
+
+def test_the_signal_is_told_although_torch_did_not_see_it(failure: Callable[..., Any]) -> None:
+    kind, message, left = failure(signal='SIGBUS', timeout=1, deaf=True)
+    assert (kind, left) == ('RankError', 0)
+    assert 'is killed by signal: ' in message
+    assert '/dev/shm' in message
 
 
 def test_stuck_worker_is_one_line_and_is_ended(failure: Callable[..., Any]) -> None:
@@ -267,6 +282,26 @@ def test_restart_after_a_lost_worker_ends_like_a_run_that_lost_none(runs: Path, 
     assert first.wait() == 1
     assert 'poolformer_dense.errors.RankError: ' in first.path.read_text()
     assert train('lost', name).result() == expected
+
+
+def _validate(folder: Path, **fatal: Any) -> None:
+    cfg = tiny.tiny_config(folder, workers=2)
+    cfg.val_dataloader.dataset |= dict(type='FatalDataset', at=7, length=24, **fatal)
+    cfg.val_dataloader |= dict(timeout=3, num_workers=2)
+    build_runner(cfg).val()
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [('SIGKILL', 'val_dataloader.num_workers'), ('SIGSTOP', 'val_dataloader.timeout=300')],
+)
+def test_an_evaluation_tells_of_its_lost_worker(runs: Path, name: str, expected: str) -> None:
+    child = tiny.fork(runs / 'end', _validate, runs / 'run', signal=name)
+    assert child.wait() == 1
+    last = child.path.read_text().splitlines()[-1]
+    assert last.startswith('poolformer_dense.errors.RankError: ')
+    assert expected in last
+    assert last.endswith('then run it again')
 
 
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
