@@ -211,13 +211,11 @@ def time_formats(args: argparse.Namespace, console: Any) -> dict[str, Any]:
         )
     console.print(format_times.format_table(rows))
     metrics: dict[str, dict[str, float]] = {}
-    # The runtimes have threads by now, and to fork workers beside threads is not safe.
-    overrides = {**(args.cfg_options or {}), 'test_dataloader.num_workers': 0}
     for row in rows:
         try:
             with on_stderr():
                 options = dict(work_dir=folder, **format_times.format_options(row.name))
-                metrics[row.name] = evaluate(args.config, row.file, overrides, **options)
+                metrics[row.name] = evaluate(args.config, row.file, args.cfg_options, **options)
         except UserError as error:
             console.print(f'no AP or mIoU: {error}', soft_wrap=True)
             break

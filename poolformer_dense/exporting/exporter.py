@@ -116,8 +116,6 @@ def evaluation_of(cfg: Config, path: Path, runtime: Runtime) -> Callable[[Run], 
     """
     cfg = copy.deepcopy(cfg)
     evaluate_exported(cfg, str(path))
-    # NNCF and OpenVINO have threads by now, and to fork beside threads is not safe.
-    cfg.test_dataloader.num_workers = 0
     runner = build_runner(cfg)
 
     def evaluate(run: Run) -> float:

@@ -15,6 +15,7 @@ from openvino import opset13 as operators
 
 from ..runtimes.outputs import Array
 from ..runtimes.runtime import Run, run_compiled
+from ..runtimes.signal_stack import kept_signal_stack
 
 # What a quantized model computes in 8 bits; all else, such as boxes from deltas, in float32.
 _QUANTIZED = frozenset({'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'})
@@ -78,27 +79,29 @@ def quantize(
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(names=_after_the_heads(model), validate=False),
     )
-    if evaluate is None or max_drop is None:
-        return nncf.quantize(model, data, **settings)
+    with kept_signal_stack() as restore_signal_stack:
+        if evaluate is None or max_drop is None:
+            return nncf.quantize(model, data, **settings)
 
-    def validate(candidate: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
-        metric = evaluate(run_compiled(candidate))
-        return metric, [metric for _ in items]
+        def validate(candidate: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
+            restore_signal_stack()
+            metric = evaluate(run_compiled(candidate))
+            return metric, [metric for _ in items]
 
-    # The metric is of all data at once, so for NNCF they are one item: for each item it would
-    # evaluate all. In several threads it would compile models while another one is evaluated.
-    return nncf.quantize_with_accuracy_control(
-        model,
-        data,
-        nncf.Dataset(['all']),
-        validate,
-        max_drop=max_drop,
-        drop_type=nncf.DropType.ABSOLUTE,
-        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-            num_ranking_workers=1
-        ),
-        **settings,
-    )
+        # The metric is of all data at once, so for NNCF they are one item: for each item it would
+        # evaluate all. In several threads it would compile models while another one is evaluated.
+        return nncf.quantize_with_accuracy_control(
+            model,
+            data,
+            nncf.Dataset(['all']),
+            validate,
+            max_drop=max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                num_ranking_workers=1
+            ),
+            **settings,
+        )
 
 
 def _after_the_heads(model: Any) -> list[str]:

@@ -17,6 +17,7 @@ from backbones.checkpoints.refusals import Refused
 from ..errors import UserError
 from .outputs import Array
 from .program_archive import checked
+from .signal_stack import kept_signal_stack
 
 # From images (B, 3, H, W), uint8, RGB, to an export's outputs by name.
 Run = Callable[[Array], Mapping[str, Array]]
@@ -134,7 +135,8 @@ def run_openvino(model: Any) -> Run:
 
     # Some CPUs would compute in bfloat16 otherwise.
     settings = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
-    return run_compiled(openvino.Core().compile_model(model, 'CPU', settings))
+    with kept_signal_stack():
+        return run_compiled(openvino.Core().compile_model(model, 'CPU', settings))
 
 
 def run_compiled(compiled: Any) -> Run:
