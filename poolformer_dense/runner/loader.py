@@ -315,7 +315,7 @@ def build_exact_dataloader(
     batches = KeyedBatches(cast(BatchSampler, built.batch_sampler), seed or 0)
     # With diff_rank_seed the run's seed is this rank's own.
     batches.reseed(getattr(batches.inner, 'seed', batches.seed))
-    return with_options_of(built, dataset, batches)
+    return with_options_of(built, dataset, batch_sampler=batches)
 
 
 def can_be_rebuilt(loader: DataLoader) -> bool:
@@ -327,7 +327,18 @@ def can_be_rebuilt(loader: DataLoader) -> bool:
     )
 
 
-def with_options_of(loader: DataLoader, dataset: Any, batches: Any) -> WatchedLoader:
-    """Return a loader like another, of a data set and a batch sampler, that watches its workers."""
+def with_options_of(loader: DataLoader, dataset: Any, **batches: Any) -> WatchedLoader:
+    """Return a loader like another, that watches its workers.
+
+    Args:
+        loader: The other.
+        dataset: Its data set.
+        batches: What a DataLoader is told of its batches; what the other was told by default.
+    """
+    if not batches and loader.batch_size is not None:
+        names = ('batch_size', 'sampler', 'drop_last')
+        batches = {name: getattr(loader, name) for name in names}
+    elif not batches:
+        batches = dict(batch_sampler=loader.batch_sampler)
     options = {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
-    return WatchedLoader(dataset=dataset, batch_sampler=batches, **options)
+    return WatchedLoader(dataset=dataset, **batches, **options)

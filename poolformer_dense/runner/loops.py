@@ -38,7 +38,7 @@ class OwnLoader(BaseLoop):
         """
         loader = self.dataloader
         if can_be_rebuilt(loader) and loader.persistent_workers:
-            self.dataloader = with_options_of(loader, loader.dataset, loader.batch_sampler)
+            self.dataloader = with_options_of(loader, loader.dataset)
 
 
 class ExactResume(OwnLoader):

@@ -165,9 +165,7 @@ class DenseRunner(LoadingRunner):
             dataset = in_class_order(dataloader['dataset'], DATASETS)
             dataloader = with_room(fit_workers({**dataloader, 'dataset': dataset}))
         built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        if not can_be_rebuilt(built):
-            return built
-        return with_options_of(built, built.dataset, built.batch_sampler)
+        return with_options_of(built, built.dataset) if can_be_rebuilt(built) else built
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training's loop; of mmengine's two, our subclass, which resumes exactly."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader, default_collate
 
@@ -191,6 +192,19 @@ def test_the_runners_loaders_see_to_their_room(given: dict) -> None:
     assert not isinstance(loader.collate_fn, CollateWithRoom)
     config = dict(num_workers=1, collate_fn='no function')
     assert with_room(config) == config
+
+
+@pytest.mark.parametrize('batches', [None, dict(type='mmdet.AspectRatioBatchSampler')])
+def test_the_runners_loaders_watch_and_keep_what_they_are_made_of(batches: dict | None) -> None:
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    config = dict(dataset=[1, 2, 3], batch_size=2, num_workers=1, sampler=sampler)
+    config |= dict(batch_sampler=batches) if batches else dict(drop_last=True)
+    built, stock = DenseRunner.build_dataloader(config), Runner.build_dataloader(config)
+    assert isinstance(built, WatchedLoader)
+    for name in ('batch_size', 'drop_last', 'persistent_workers', 'prefetch_factor'):
+        assert getattr(built, name) == getattr(stock, name)
+    for name in ('sampler', 'batch_sampler', 'worker_init_fn'):
+        assert type(getattr(built, name)) is type(getattr(stock, name))
 
 
 def test_tensors_that_share_their_memory_count_once() -> None:
