@@ -23,7 +23,7 @@ from .blocks import ChannelMLP, MetaFormerBlock
 from .checkpoints import load_weights
 from .fuse import fold_block
 from .norms import NORMS, ModifiedLayerNorm
-from .ops import check_backend, resolve_backend
+from .ops import check_backend, is_exporting, resolve_backend
 from .presets import FAMILIES, NUM_STAGES, PRESETS, Arch, PerStage, Spec, resolve_arch
 from .token_mixers import TOKEN_MIXERS
 
@@ -61,7 +61,8 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.embedding
-        if x.shape[2:] != embedding.shape[2:]:
+        # A trace is for any size; a map that is resized to its own size stays as it is.
+        if is_exporting() or x.shape[2:] != embedding.shape[2:]:
             embedding = F.interpolate(embedding, x.shape[2:], mode='bicubic')
         return x + embedding
 

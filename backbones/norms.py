@@ -58,7 +58,7 @@ class ChannelLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # layer_norm works on the last dimension
         x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return ops.plain_layout(x.permute(0, 3, 1, 2))
 
     def extra_repr(self) -> str:
         return f'{self.weight.numel()}, eps={self.eps}, bias={self.bias is not None}'

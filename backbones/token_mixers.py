@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
+from . import ops
 from .activations import StarReLU
 
 TOKEN_MIXERS = Registry('token mixer')
@@ -68,7 +69,9 @@ class _FixedTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
-        if size == self.resolution:
+        # A trace is for any size; a map that is resized to its own size stays as it is.
+        any_size = self.interpolate and ops.is_exporting()
+        if not any_size and size == self.resolution:
             return self.mix(x.flatten(2)).reshape(x.shape)
         if not self.interpolate:
             raise ValueError(
@@ -195,7 +198,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, D) each
         mixed = F.scaled_dot_product_attention(q, k, v)
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
-        return mixed.transpose(1, 2).unflatten(2, size)
+        return ops.plain_layout(mixed.transpose(1, 2).unflatten(2, size))
 
 
 def _odd(name: str, value: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .backends import library
 from .maps import Statistics, stream_dtype
+from .tracing import is_exporting
 
 if TYPE_CHECKING:
     from .norm_mlp import MLPGradients, MLPInputs
@@ -126,8 +127,7 @@ def resolve_backend(backend: str, device_type: str) -> str:
         ValueError: The backend is 'cpu' or 'native' and the device is no CPU.
     """
     backend = _default if backend == 'auto' else backend
-    tracing = torch.jit.is_tracing()
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or tracing:
+    if is_exporting():
         return 'reference'
     if backend in ('cpu', 'native') and device_type != 'cpu':
         # Its backward of the average pooling is wrong on some GPUs (pytorch#188344).

@@ -1,4 +1,4 @@
-"""What our operators are in ONNX, for torch.onnx, which goes by the names of the parameters."""
+"""What operators are in ONNX, for torch.onnx, which goes by the names of the parameters."""
 
 from __future__ import annotations
 
@@ -89,11 +89,34 @@ def onnx_pool(
     return op.Slice(pooled, zero, _ints(-1), zero)
 
 
+def onnx_adaptive_pool(self: Any, output_size: Sequence[int]) -> Any:
+    """Torch's ``adaptive_avg_pool2d``, for torch.onnx writes it for the traced size alone."""
+    rows, columns = (_averages(op.Shape(self, start=2 + i, end=3 + i), n)
+                     for i, n in enumerate(output_size))  # fmt: skip
+    return op.MatMul(op.MatMul(rows, self), op.Transpose(columns, perm=[1, 0]))
+
+
+def _averages(size: Any, bins: int) -> Any:
+    """The matrix (bins, size) that averages the pixels of each bin, which may overlap."""
+    one = _ints(1)
+    edges = op.Mul(_ints(*range(bins + 1)), size)
+    start = op.Div(op.Slice(edges, _ints(0), _ints(bins)), _ints(bins))
+    upper = op.Slice(edges, one, _ints(bins + 1))
+    end = op.Div(op.Add(upper, _ints(bins - 1)), _ints(bins))
+    pixels = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
+    after = op.GreaterOrEqual(pixels, op.Unsqueeze(start, one))
+    inside = op.And(after, op.Less(pixels, op.Unsqueeze(end, one)))
+    count = op.Unsqueeze(op.Sub(end, start), one)
+    floats = onnx.TensorProto.FLOAT
+    return op.Div(op.Cast(inside, to=floats), op.Cast(count, to=floats))
+
+
 def _ints(*values: int) -> Any:
     return op.Constant(value_ints=values)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.adaptive_avg_pool2d.default: onnx_adaptive_pool,
     torch.ops.poolformer_dense.nms_by_group.default: onnx_nms,
     torch.ops.poolformer_dense.pool_regions.default: onnx_pool,
 }

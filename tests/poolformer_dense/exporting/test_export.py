@@ -16,6 +16,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import nn
+from torch.export import Dim
+from torch.nn.functional import adaptive_avg_pool2d
 
 from poolformer_dense.errors import UserError
 from poolformer_dense.exporting.exporter import parity_batches, usual_size, write_export
@@ -25,10 +27,10 @@ from poolformer_dense.exporting.onnx_file import to_onnx
 from poolformer_dense.exporting.parity import find_pairs, measure_parity
 from poolformer_dense.exporting.pooling import pool, pool_regions
 from poolformer_dense.exporting.program import round_weights
-from poolformer_dense.predict.building import fold
+from poolformer_dense.predict.building import fold, load_predictor
 from poolformer_dense.runtimes.outputs import Objects, paste_mask
 from poolformer_dense.runtimes.runtime import open_program
-from tests.tiny_models import HEADS, tiny_config, tiny_predictor
+from tests.tiny_models import HEADS, tiny_config, tiny_predictor, write_weights
 
 # Odd, smaller than a stride, one level of one pixel, large.
 SIZES = [(96, 128), (101, 67), (33, 257), (224, 160), (333, 417)]
@@ -94,6 +96,43 @@ def test_another_models_results_do_not_pass(predictor):
     parity = measure_parity(graph, predictor.model, run, _batches(SIZES[:1]))
     assert not parity.holds
     assert parity.worst > 1e-3
+
+
+def test_a_file_with_other_mixers_takes_images_of_any_size(root, tmp_path):
+    arch = dict(
+        norm='ChannelLayerNorm',
+        token_mixers=(
+            'SeparableConv',
+            dict(type='RandomMixing', resolution=(28, 28), interpolate=True),
+            dict(type='Attention', head_dim=16),
+            dict(type='SpatialMLP', resolution=(7, 7), interpolate=True),
+        ),
+        position_embeddings=(None, None, (14, 14), None),
+    )
+    cfg = tiny_config(root, 'fpn')
+    cfg.model.backbone.arch.update(arch)
+    predictor = load_predictor(cfg, str(write_weights(cfg, tmp_path / 'weights.pth')), 'cpu')
+    graph, run = write_export(predictor, tmp_path / 'model.onnx', None)
+    sizes = [(32, 32), (224, 224), (40, 300)]  # one pixel, the resolution, another
+    assert measure_parity(graph, predictor.model, run, _batches(sizes, batch=1)).holds
+
+
+class _Pool(nn.Module):
+    def forward(self, image):
+        return {str(size): adaptive_avg_pool2d(image, size) for size in (1, 6, (3, 2))}
+
+
+def test_adaptive_pooling_in_onnx_is_torchs_at_any_size():
+    sizes = {0: Dim('batch'), 2: Dim('height'), 3: Dim('width')}
+    example = (torch.rand(2, 3, 9, 10),)
+    program = torch.export.export(_Pool(), example, dynamic_shapes=dict(image=sizes))
+    model = to_onnx(program, dict(image={0: 'batch', 2: 'height', 3: 'width'}))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for shape in [(1, 3, 1, 1), (3, 3, 2, 3), (1, 3, 13, 7), (2, 3, 40, 41)]:
+        image = torch.rand(shape)
+        found = session.run(None, dict(image=image.numpy()))
+        for own, expected in zip(found, _Pool()(image).values(), strict=True):
+            torch.testing.assert_close(torch.from_numpy(own), expected)
 
 
 def test_detections_are_counted_one_to_one():
