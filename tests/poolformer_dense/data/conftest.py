@@ -48,7 +48,8 @@ class FileServer:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         name = handler.path.rpartition('/')[2]
         asked = handler.headers.get('Range')
-        self.requests.append([name, asked, 0])
+        request = [name, asked, 0]
+        self.requests.append(request)
         if self.statuses or name not in self.files:
             handler.send_error(self.statuses.pop(0) if self.statuses else 404)
             return
@@ -61,6 +62,10 @@ class FileServer:
         if start >= len(content) > 0:
             handler.send_error(416)
             return
+        body = content[start:]
+        if self.cuts:
+            body = body[: self.cuts.pop(0)]
+        request[2] = len(body)  # noted first: whoever has the last byte may look at once
         handler.send_response(206 if start else 200)
         if start:
             handler.send_header('Content-Range', f'bytes {start}-{len(content) - 1}/{len(content)}')
@@ -68,11 +73,7 @@ class FileServer:
             handler.send_header(key, value)
         handler.send_header('Content-Length', str(len(content) - start))
         handler.end_headers()
-        body = content[start:]
-        if self.cuts:
-            body = body[: self.cuts.pop(0)]
         handler.wfile.write(body)
-        self.requests[-1][2] = len(body)
         if self.hold and len(body) < len(content) - start:
             handler.wfile.flush()
             self.held.set()
