@@ -261,8 +261,8 @@ class MetaFormer(BaseModule):
         """Draw what drop path multiplies the branches of each block by, (2, B), or None for 1.
 
         Branches of whole samples are dropped in training (arXiv 1603.09382). All is drawn at once,
-        which a GPU launches three kernels for instead of four a block. In float32 at least: in
-        bfloat16 one over the rate to keep is off by up to 0.4%.
+        which a GPU launches three kernels for instead of four a block. A seed drops the same in
+        each dtype. In float32 at least: in bfloat16 one over the rate to keep is off by up to 0.4%.
         """
         blocks = [block for stage in self.stages for block in stage.children()]
         if not self.drop_path_rate or not any(block.training for block in blocks):
@@ -270,7 +270,8 @@ class MetaFormer(BaseModule):
         count, dtype = sum(self.arch.depths), torch.promote_types(images.dtype, torch.float32)
         keep = torch.linspace(1, 1 - self.drop_path_rate, count, dtype=dtype, device=images.device)
         keep = keep[1:, None, None]  # the first block drops nothing
-        drawn = torch.bernoulli(keep.expand(-1, 2, len(images))) / keep  # (count - 1, 2, B)
+        kept = torch.bernoulli(keep.float().expand(-1, 2, len(images)))  # (count - 1, 2, B)
+        drawn = kept / keep
         pairs = zip(blocks, [None, *drawn], strict=False)  # stages that don't exist have blocks too
         return [drops if block.training else None for block, drops in pairs]
 

@@ -2,7 +2,8 @@
 
     python run_openvino.py model.xml image.jpg picture.png
 
-Detectors (with NMS in the file) and segmentors; the file's description says how to resize.
+Segmentors and detectors, exported with --dynamic, RetinaNet with --nms too. The file's description
+says how to resize.
 """
 
 import json
@@ -57,7 +58,11 @@ def draw_objects(image, found, notes, factors, threshold=0.3):
         name = notes['classes'][found['labels'][0, i]]
         print(f'{name} {score:.3f} {box.round(1).tolist()}')
         if 'masks' in found:
-            inside = paste(found['masks'][0, i], box, image.shape[:2], notes['mask_threshold'])
+            mask = found['masks'][0, i]
+            if mask.dtype == np.uint8:  # exported with --paste
+                inside = cv2.resize(mask, image.shape[1::-1], interpolation=0) > 0
+            else:
+                inside = paste(mask, box, image.shape[:2], notes['mask_threshold'])
             image[inside] = image[inside] // 2 + np.array([0, 127, 0], np.uint8)
         corners = box.round().astype(int)
         cv2.rectangle(image, corners[:2].tolist(), corners[2:].tolist(), (0, 255, 0), 2)
@@ -66,10 +71,10 @@ def draw_objects(image, found, notes, factors, threshold=0.3):
 
 def draw_labels(image, found, notes):
     """Print the share of each class, and colour its pixels."""
-    labels = cv2.resize(found['labels'][0].astype(np.uint8), image.shape[1::-1], interpolation=0)
+    labels = cv2.resize(found['labels'][0].astype(np.uint16), image.shape[1::-1], interpolation=0)
     for label in np.unique(labels):
         print(f'{notes["classes"][label]} {(labels == label).mean():.3f}')
-    colours = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
+    colours = np.random.default_rng(0).integers(0, 256, (len(notes['classes']), 3), np.uint8)
     return image // 2 + colours[labels] // 2
 
 

@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         help='of reference (plain torch), torch, compile, onnx, openvino, openvino-int8',
     )
     whole.add_argument(
-        '--calibration', default='train', help='images of openvino-int8, as --int8 of the export'
+        '--calibration', help='images of openvino-int8, as --int8 of the export (train)'
     )
     add_overrides(parser)
     preset = parser.add_argument_group('of a PRESET')
@@ -90,6 +90,8 @@ def parse_args() -> argparse.Namespace:
             setattr(args, name, default)
     if not is_config and (args.checkpoint or args.formats or args.cfg_options):
         parser.error(f'a checkpoint, --formats and --cfg-options need a config: {args.config}')
+    if args.calibration and 'openvino-int8' not in (args.formats or ()):
+        parser.error('--calibration is for --formats openvino-int8')
     if args.formats and (not args.checkpoint or args.task == 'train' or args.dtype != 'float32'):
         parser.error('--formats needs CONFIG CHECKPOINT, and infers in float32')
     return args
@@ -135,7 +137,7 @@ def main() -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = benchmark.select_device(args.device)
+    device = 'cpu' if args.formats else benchmark.select_device(args.device)
     environment = benchmark.describe_environment(device)
     load = f', beside {args.load} busy processes' if args.load else ''
     place = '{device}, {threads} threads, torch {torch}'.format_map(environment) + load

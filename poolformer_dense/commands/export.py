@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 from ..cli import add_config, add_unsafe_load, make_parser
 from ..errors import UserError
+from ..runtimes import SMALLEST, SUFFIXES
 from ..terminal import say
 
 if TYPE_CHECKING:
     from ..exporting.parity import Parity
 
-SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 SHOWN = 20  # reasons of ties
-SMALLEST = 32  # as the library has it, which takes seconds to import
 
 
 def parse_args() -> argparse.Namespace:
@@ -112,5 +111,10 @@ def main() -> None:
     if args.int8:
         print(f'8 bits change results: tools/test.py {args.config} {path} tells by how much')
     elif not exported.parity.holds:
-        print('the file does NOT compute what the model does')
+        compared = exported.parity.total or exported.parity.errors
+        print(
+            'the file does NOT compute what the model does'
+            if compared
+            else 'NOTHING was compared: the model finds nothing there; give photographs by --parity'
+        )
         sys.exit(1)

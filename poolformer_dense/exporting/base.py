@@ -122,5 +122,17 @@ def check_nms(settings: Mapping[str, Any], place: str) -> None:
         UserError: It is one.
     """
     kind = settings['nms']
-    if kind.get('type', 'nms') != 'nms' or kind.get('class_agnostic'):
-        raise UserError(f'{place}: ONNX has no {dict(kind)}')
+    unknown = set(kind) - {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    if kind.get('type', 'nms') != 'nms' or kind.get('class_agnostic') or unknown:
+        raise UserError(f'{place}.nms: exports have no {dict(kind)}')
+
+
+def check_limits(settings: Mapping[str, Any], place: str, *names: str) -> None:
+    """Refuse a head's test that keeps any number of boxes.
+
+    Raises:
+        UserError: It does.
+    """
+    for name in names:
+        if settings.get(name, -1) < 1:
+            raise UserError(f'{place}.{name}: an export needs a limit, such as 1000')

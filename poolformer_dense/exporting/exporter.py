@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS
 
 from backbones.version import __version__
 
+from ..config.walk import datasets_of
 from ..data.decoding import Unreadable, read_image
 from ..errors import UserError
 from ..predict.media import find_media
@@ -80,13 +81,18 @@ def write_export(
 
 
 def quantize_file(
-    predictor: Predictor, path: Path, images: Sequence[Array], max_drop: float | None = None
+    predictor: Predictor,
+    source: Path,
+    path: Path,
+    images: Sequence[Array],
+    max_drop: float | None = None,
 ) -> Run:
-    """Replace a file of OpenVINO by one that computes in 8-bit integers; return what runs it.
+    """Write a file of OpenVINO as one that computes in 8-bit integers; return what runs it.
 
     Args:
         predictor: The model that was exported; its config has the data for ``max_drop``.
-        path: The ``.xml`` file.
+        source: The ``.xml`` file.
+        path: The file to write, which may be the same.
         images: What activations are scaled by, (H, W, 3) uint8, BGR, as the test pipeline resizes
             them.
         max_drop: By how many points AP or mIoU on the config's test data may fall; layers stay in
@@ -96,13 +102,14 @@ def quantize_file(
         UserError: NNCF is missing, or the evaluation has no metric.
     """
     need('nncf', 'nncf')
-    from .openvino_file import quantize, read_model, write_openvino
+    from .openvino_file import add_metadata, quantize, read_model, write_openvino
 
-    runtime = open_runtime(path)
+    runtime = open_runtime(source)
     batches = [batch[:1] for batch in parity_batches(images, runtime.size)]
-    evaluate = None if max_drop is None else evaluation_of(predictor.cfg, path, runtime)
+    evaluate = None if max_drop is None else evaluation_of(predictor.cfg, source, runtime)
     drop = None if max_drop is None else max_drop / 100
-    write_openvino(quantize(read_model(path), batches, evaluate, drop), path)
+    quantized = quantize(read_model(source), batches, evaluate, drop)
+    write_openvino(add_metadata(quantized, dict(weights='8-bit integers')), path)
     return open_runtime(path).run
 
 
@@ -151,14 +158,15 @@ def calibration_images(predictor: Predictor, source: str, count: int) -> list[Ar
         UserError: There is none, or one can't be read.
     """
     if source in ('train', 'val'):
-        cfg = predictor.cfg
+        cfg, paths = predictor.cfg, []
         with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
-            dataset = datasets.build(dict(cfg[f'{source}_dataloader'].dataset, pipeline=[]))
-        paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
+            for _, node in datasets_of(cfg, source):
+                dataset = datasets.build(dict(node, pipeline=[]))
+                paths += [Path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
     else:
         paths = find_media([source])[0]
-    step = max(1, len(paths) // count)
-    return list(read_resized(predictor, paths[::step][:count], '--int8'))
+    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return list(read_resized(predictor, [paths[i] for i in places], '--int8'))
 
 
 def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:

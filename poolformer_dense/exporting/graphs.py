@@ -7,14 +7,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmdet.models.dense_heads import (
+    AnchorHead,
+    FreeAnchorRetinaHead,
+    PISARetinaHead,
+    RetinaHead,
+    RetinaSepBNHead,
+    RPNHead,
+)
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import Graph, Suppress, boxes_before_nms, check_nms, maps_by_level
+from .base import Graph, Suppress, boxes_before_nms, check_limits, check_nms, maps_by_level
 from .nms import nms_by_group, suppress
 from .pooling import pool, pool_regions
 from .two_stage import TwoStageGraph
+
+# Those whose maps are scores and deltas of anchors, by level.
+_ANCHOR_HEADS = (
+    AnchorHead, FreeAnchorRetinaHead, PISARetinaHead, RetinaHead, RetinaSepBNHead, RPNHead,
+)  # fmt: skip
 
 
 class BoxGraph(Graph):
@@ -29,7 +43,7 @@ class BoxGraph(Graph):
         suppress: Applies NMS; None leaves it out.
 
     Raises:
-        UserError: The model has another kind of NMS.
+        UserError: The model's test has settings that no graph has.
     """
 
     outputs = ('boxes', 'scores', 'labels')
@@ -40,8 +54,12 @@ class BoxGraph(Graph):
         super().__init__(model, preprocessing)
         self.suppress = suppress
         self.settings: Mapping[str, Any] = model.test_cfg
+        check_limits(self.settings, 'model.test_cfg', 'nms_pre', 'max_per_img')
         if suppress is not None:
-            check_nms(self.settings, '--nms')
+            check_nms(self.settings, 'model.test_cfg')
+        if self.settings.get('min_bbox_size', 0) > 0:
+            # mmdet measures boxes in the original image, which a graph does not know.
+            raise UserError('model.test_cfg.min_bbox_size: exports have none; set it to 0')
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         head = self.model.bbox_head
@@ -97,22 +115,30 @@ def build_graph(
         UserError: There is none for it.
     """
     if hasattr(model, 'decode_head'):
-        if model.decode_head.out_channels == 1 or model.test_cfg.get('mode') == 'slide':
-            raise UserError(
-                'segmentors are exported with a channel per class and test_cfg.mode=whole'
-            )
+        _check_segmentor(model, preprocessing)
         return LabelGraph(model, preprocessing)
     first = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
-    anchors = hasattr(first, 'prior_generator') and hasattr(first, 'bbox_coder')
-    if not anchors or not getattr(first, 'use_sigmoid_cls', False):
+    if type(first) not in _ANCHOR_HEADS or not getattr(first, 'use_sigmoid_cls', False):
         raise UserError(
-            f'no export for {type(model).__name__}: only for detectors whose first stage has '
-            'anchors and sigmoid scores (RetinaNet, Mask R-CNN) and for segmentors'
+            f'no export for {type(model).__name__} with {type(first).__name__}: only for '
+            'segmentors, and for detectors whose first stage has anchors and sigmoid scores '
+            f'({", ".join(each.__name__ for each in _ANCHOR_HEADS)})'
         )
     keep = suppress if portable else nms_by_group
     if hasattr(model, 'rpn_head'):
         return TwoStageGraph(model, preprocessing, keep, pool if portable else pool_regions, paste)
     return BoxGraph(model, preprocessing, keep if nms else None)
+
+
+def _check_segmentor(model: Any, preprocessing: Mapping[str, Any]) -> None:
+    if not isinstance(model.decode_head, BaseDecodeHead):
+        raise UserError(f'no export for {type(model).__name__}: only for one decode_head')
+    if model.decode_head.out_channels == 1 or model.test_cfg.get('mode') == 'slide':
+        raise UserError('segmentors are exported with a channel per class and test_cfg.mode=whole')
+    if preprocessing.get('test_cfg'):
+        raise UserError(
+            'no export for segmentors that pad images in the test: model.data_preprocessor.test_cfg'
+        )
 
 
 def describe_nms(graph: Graph) -> dict[str, Any]:

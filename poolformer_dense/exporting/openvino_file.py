@@ -17,8 +17,9 @@ from ..runtimes.outputs import Array
 from ..runtimes.runtime import Run, run_compiled
 from ..runtimes.signal_stack import kept_signal_stack
 
-# What a quantized model computes in 8 bits; all else, such as boxes from deltas, in float32.
-_QUANTIZED = frozenset({'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'})
+_CONVOLUTIONS = frozenset({'Convolution', 'GroupConvolution', 'ConvolutionBackpropData'})
+# What a weight may go through before its product.
+_CASTS = frozenset({'Convert', 'Reshape', 'Transpose'})
 
 
 def convert_model(model: Path, metadata: Mapping[str, Any]) -> Any:
@@ -35,9 +36,14 @@ def convert_model(model: Path, metadata: Mapping[str, Any]) -> Any:
             boxes = operators.reshape(node.input_value(0), np.array([0, -1, 4]), True)
             node.input(0).replace_source_output(boxes.output(0))
     converted.validate_nodes_and_infer_types()
+    return add_metadata(converted, metadata)
+
+
+def add_metadata(model: Any, metadata: Mapping[str, Any]) -> Any:
+    """Write into a model what it says of itself, by key, as JSON; return it."""
     for key, value in metadata.items():
-        converted.set_rt_info(json.dumps(value), ['poolformer_dense', key])
-    return converted
+        model.set_rt_info(json.dumps(value), ['poolformer_dense', key])
+    return model
 
 
 def read_model(path: Path) -> Any:
@@ -61,7 +67,7 @@ def quantize(
     evaluate: Callable[[Run], float] | None = None,
     max_drop: float | None = None,
 ) -> Any:
-    """Return a model whose convolutions and matrix products compute in 8-bit integers.
+    """Return a model whose network computes in 8-bit integers, and all on boxes in float32.
 
     Args:
         model: Of `convert_model`.
@@ -77,7 +83,7 @@ def quantize(
     settings: dict[str, Any] = dict(
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(names=_after_the_heads(model), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=_on_boxes(model), validate=False),
     )
     with kept_signal_stack() as restore_signal_stack:
         if evaluate is None or max_drop is None:
@@ -104,20 +110,44 @@ def quantize(
         )
 
 
-def _after_the_heads(model: Any) -> list[str]:
-    """Name the operations on boxes and scores: all that nothing quantized comes after or in.
+def _on_boxes(model: Any) -> list[str]:
+    """Name the operations on boxes, scores and pasted masks, which need float32.
 
-    Going back from the results, the first products met are the last of the network.
+    They are what comes between the results, or the boxes that regions are pooled by, and the last
+    products with weights before them.
     """
-    names, waiting, seen = [], list(model.get_results()), set()
+    waiting = list(model.get_results())
+    # A region's image, too: it is what `NonZero` finds.
+    waiting += [
+        node.input_value(i).get_node()
+        for node in model.get_ops()
+        if node.get_type_name() == 'ROIAlign'
+        for i in (1, 2)
+    ]
+    names, seen = [], set()
     while waiting:
         node = waiting.pop()
-        if node.get_friendly_name() in seen:
+        name = node.get_friendly_name()
+        # The sizes of a map say nothing of what is in it.
+        if name in seen or node.get_type_name() == 'ShapeOf' or _has_weights(node):
             continue
-        seen.add(node.get_friendly_name())
-        if node.get_type_name() in _QUANTIZED:
-            continue
+        seen.add(name)
         if node.get_type_name() not in ('Result', 'Constant', 'Parameter'):
-            names.append(node.get_friendly_name())
+            names.append(name)
         waiting += [node.input_value(i).get_node() for i in range(node.get_input_size())]
     return names
+
+
+def _has_weights(node: Any) -> bool:
+    """Whether a node is a convolution or a product with a constant matrix."""
+    if node.get_type_name() in _CONVOLUTIONS:
+        return True
+    return node.get_type_name() == 'MatMul' and any(
+        _is_constant(node.input_value(i).get_node()) for i in range(2)
+    )
+
+
+def _is_constant(node: Any) -> bool:
+    while node.get_type_name() in _CASTS:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == 'Constant')

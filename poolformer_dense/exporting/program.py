@@ -17,12 +17,11 @@ from torch.nn.utils import parametrize
 
 from ..errors import UserError
 from ..predict.results import write_whole
+from ..runtimes import SMALLEST
 from ..runtimes.program_archive import stripped
 from ..runtimes.runtime import Run, open_program
 from .base import Graph
 
-# The shortest side of an image in a dynamic export: what the deepest stage has one pixel for.
-SMALLEST = 32
 # The dimensions of the image that a dynamic export leaves open.
 OPEN_SIZES = {0: 'batch', 2: 'height', 3: 'width'}
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import yaml
 from mmengine.config import Config
 
+from backbones.checkpoints import read_checkpoint
 from backbones.checkpoints.digest import digest
 from backbones.version import __version__
 
 from ..errors import UserError
 from ..predict.building import load_predictor
 from ..predict.results import write_whole
+from ..runtimes.runtime import is_exported
 
-_FILE = 'model.safetensors'
+_WEIGHTS, _CONFIG, _CARD = 'model.safetensors', 'config.py', 'README.md'
 
 
 def publish(
@@ -30,8 +33,7 @@ def publish(
 
     Args:
         cfg: The config; the checkpoint must fit it entirely.
-        checkpoint: A file of a run. The metrics are those of the last evaluation in its work
-            directory.
+        checkpoint: A file of a run. The metrics are those that its work directory has of it.
         folder: Where the files go.
         license: Of the weights, as the hub names it, such as ``apache-2.0``.
         unsafe_load: Run the code that the checkpoint holds.
@@ -40,29 +42,44 @@ def publish(
         What the header has.
 
     Raises:
-        UserError: The folder has such files.
+        UserError: The folder has such files, or the checkpoint is an exported file.
         CheckpointError: The checkpoint can't be read or does not fit.
     """
-    if (folder / _FILE).exists():
-        raise UserError(f'{folder / _FILE} exists; delete it or give another folder')
+    for name in (_WEIGHTS, _CONFIG, _CARD):
+        if (folder / name).exists():
+            raise UserError(f'{folder / name} exists; delete it or give another folder')
+    if is_exported(checkpoint):
+        raise UserError(f'{checkpoint} is an exported file: publish the checkpoint that it is of')
     predictor = load_predictor(cfg, checkpoint, 'cpu', unsafe_load=unsafe_load)
-    tensors = {k: v.contiguous() for k, v in predictor.model.state_dict().items()}
+    # Copies: the file can't have one tensor under two names.
+    tensors = {k: v.clone() for k, v in predictor.model.state_dict().items()}
+    meta = read_checkpoint(checkpoint, 'meta', unsafe_load).get('meta') or {}
     header = dict(
         classes=predictor.classes,
         config=cfg.pretty_text,
-        metrics=last_metrics(Path(checkpoint).parent),
+        metrics=metrics_at(_steps(cfg, meta), Path(checkpoint).parent),
         sha256=digest(tensors),
         producer=f'poolformer-dense {__version__}',
     )
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in header.items()}
-    write_whole(folder / _FILE, safetensors.torch.save(tensors, {'format': 'pt', **texts}))
-    write_whole(folder / 'config.py', cfg.pretty_text.encode())
-    write_whole(folder / 'README.md', model_card(cfg, header, license, len(tensors)).encode())
+    card = model_card(cfg, header, license, len(tensors))
+    weights = safetensors.torch.save(tensors, {'format': 'pt', **texts})
+    write_whole(folder / _CARD, card.encode())
+    write_whole(folder / _CONFIG, cfg.pretty_text.encode())
+    write_whole(folder / _WEIGHTS, weights)
     return header
 
 
-def last_metrics(folder: Path) -> dict[str, float]:
-    """Return what the last evaluation of a run measured, nothing if there was none."""
+def _steps(cfg: Config, meta: Mapping[str, Any]) -> set[int]:
+    """After how many epochs or iterations a checkpoint was saved, as the log counts them."""
+    if 'max_epochs' in (cfg.get('train_cfg') or {}):
+        return {meta.get('epoch', 0)}
+    done = meta.get('iter', 0)
+    return {done, done - 1}  # mmengine's best ones count one more
+
+
+def metrics_at(steps: set[int], folder: Path) -> dict[str, float]:
+    """Return what a run measured after so many epochs or iterations, nothing if it did not."""
     found: dict[str, float] = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
@@ -71,7 +88,7 @@ def last_metrics(folder: Path) -> dict[str, float]:
             except ValueError:  # a line that was cut off
                 continue
             measured = {k.split('/')[-1]: v for k, v in entry.items()}
-            if {'bbox_mAP', 'mIoU', 'mAP'} & measured.keys():
+            if entry.get('step') in steps and {'bbox_mAP', 'mIoU', 'mAP'} & measured.keys():
                 left_out = ('time', 'data_time', 'step', 'lr', 'loss', 'epoch', 'iter')
                 found = {
                     k: round(float(v), 4)
@@ -87,33 +104,22 @@ def model_card(cfg: Config, header: Mapping[str, Any], license: str, tensors: in
     task = 'object-detection' if detects else 'image-segmentation'
     if 'mask_head' in (cfg.model.get('roi_head') or {}):
         task = 'image-segmentation'
-    name = (
-        f'{cfg.model.type} {cfg.model.backbone.type} {cfg.model.backbone.get("arch", "")}'.strip()
+    arch = cfg.model.backbone.get('arch')
+    backbone = [cfg.model.backbone.type, *([arch] if isinstance(arch, str) else [])]
+    name = ' '.join([cfg.model.type, *backbone])
+    front = dict(
+        license=license,
+        library_name='poolformer-dense',
+        pipeline_tag=task,
+        tags=['mmdet' if detects else 'mmseg', cfg.model.backbone.type.lower()],
     )
-    data = cfg.test_dataloader.dataset
-    metrics = ''.join(
-        f'      - type: {key}\n        value: {value}\n' for key, value in header['metrics'].items()
-    )
-    results = (
-        (
-            'model-index:\n'
-            f'- name: {name}\n  results:\n'
-            f'  - task:\n      type: {task}\n'
-            f'    dataset:\n      name: {data.type}\n      type: {data.type}\n'
-            f'    metrics:\n{metrics}'
-        )
-        .replace('      - type', '    - type')
-        .replace('        value', '      value')
-    )
+    if metrics := [dict(type=key, value=value) for key, value in header['metrics'].items()]:
+        data = cfg.test_dataloader.dataset.type
+        result = dict(task=dict(type=task), dataset=dict(name=data, type=data), metrics=metrics)
+        front['model-index'] = [dict(name=name, results=[result])]
     table = '\n'.join(f'| {key} | {value} |' for key, value in header['metrics'].items())
     return f"""---
-license: {license}
-library_name: poolformer-dense
-pipeline_tag: {task}
-tags:
-- {'mmdet' if detects else 'mmseg'}
-- {cfg.model.backbone.type.lower()}
-{results if metrics else ''}---
+{yaml.safe_dump(front, sort_keys=False)}---
 
 # {name}
 
@@ -122,13 +128,13 @@ tags:
 ```python
 import poolformer_dense
 
-model = poolformer_dense.load('config.py', '{_FILE}')
+model = poolformer_dense.load('config.py', '{_WEIGHTS}')
 for result in model.predict('image.jpg'):
     print(result)
 ```
 
-`config.py` is a program: read it before you use it. `{_FILE}` has {tensors} tensors; their SHA-256,
-`{header['sha256']}`, is checked when they are loaded.
+`config.py` is a program: read it before you use it. `{_WEIGHTS}` has {tensors} tensors; their
+SHA-256, `{header['sha256']}`, is checked when they are loaded.
 
 | measured by the run | |
 |---|---|

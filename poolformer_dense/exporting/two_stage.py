@@ -17,7 +17,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Graph, Suppress, boxes_before_nms, check_nms, maps_by_level
+from .base import Graph, Suppress, boxes_before_nms, check_limits, check_nms, maps_by_level
 
 # `poolformer_dense.exporting.pooling.pool_regions`, or the same in operators of torch.
 Pool = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor, Sequence[int], int, int], Tensor]
@@ -65,8 +65,12 @@ class TwoStageGraph(Graph):
         self.proposal_settings: Mapping[str, Any] = model.test_cfg.rpn
         self.settings: Mapping[str, Any] = model.test_cfg.rcnn
         self.stages = head.num_stages if isinstance(head, CascadeRoIHead) else 1
-        check_nms(model.test_cfg.rpn, 'model.test_cfg.rpn')
-        check_nms(self.settings, 'model.test_cfg.rcnn')
+        for place, settings, limits in (
+            ('model.test_cfg.rpn', self.proposal_settings, ('nms_pre', 'max_per_img')),
+            ('model.test_cfg.rcnn', self.settings, ('max_per_img',)),
+        ):
+            check_nms(settings, place)
+            check_limits(settings, place, *limits)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         size = image.shape[-2:]

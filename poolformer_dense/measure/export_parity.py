@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,17 @@ from ..exporting.exporter import (
     write_export,
 )
 from ..exporting.parity import Array, Parity, measure_parity
-from ..exporting.program import SMALLEST, round_weights
+from ..exporting.program import round_weights
 from ..predict.building import fold
 from ..predict.media import find_media
 from ..predict.predictor import Predictor
+from ..runtimes import SMALLEST, SUFFIXES
+from ..runtimes.runtime import need
 from .shapes import draw_scene
 
 # Long and short sides of the drawn images that a dynamic export is compared on.
 DRAWN = ((128, 96), (101, 67), (224, 160), (517, 333), (1088, 800))
 DTYPES = ('float32', 'bfloat16')
-SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,18 @@ def export_compared(
     if calibration_count < 1:
         raise UserError(f'--calibration-images {calibration_count}: at least 1')
     paths = find_media(images)[0] if images else []
+    if int8:
+        need('nncf', 'nncf')
+        scales = calibration_images(predictor, int8, calibration_count)
     reference = copy.deepcopy(predictor.model)
     if fuse:
         fold(predictor.model)
     fixed = None if dynamic else size or usual_size(predictor)
-    graph, run = write_export(predictor, path, fixed, dtype == 'bfloat16', nms, paste)
-    if int8:
-        scales = calibration_images(predictor, int8, calibration_count)
-        run = quantize_file(predictor, path, scales, max_drop)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, path.name) if int8 else path
+        graph, run = write_export(predictor, target, fixed, dtype == 'bfloat16', nms, paste)
+        if int8:
+            run = quantize_file(predictor, target, path, scales, max_drop)
 
     def compare_with_reference() -> Parity:
         scenes = read_resized(predictor, paths) if paths else _drawn_scenes(fixed)

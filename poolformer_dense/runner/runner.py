@@ -114,7 +114,12 @@ class DenseRunner(LoadingRunner):
         return keep_layout(super().build_model(model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model; without a GPU, for gloo and with BN in place of SyncBN."""
+        """Wrap the model; without a GPU, for gloo and with BN in place of SyncBN.
+
+        One without parameters, which an exported file is, stays as it is: DDP refuses it.
+        """
+        if not any(True for _ in model.parameters()):
+            return model
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
             self.logger.info(
                 'No GPU: the processes use the gloo backend, and SyncBN is replaced by BN, whose '

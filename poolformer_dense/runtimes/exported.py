@@ -75,7 +75,8 @@ class ExportedModel(BaseModel):
 
     def _predict(self, inputs: Sequence[Tensor], samples: Sequence[Any]) -> None:
         images = np.stack([each.flip(0).numpy() for each in inputs])  # (B, 3, H, W), RGB
-        images, scale, size = _fitted(images, self.runtime.size)
+        resized = images.shape[2:]
+        images, size = self._fitted(images)
         found = self.runtime.run(images)
         if self.segments:
             for sample, logits in zip(samples, found['logits'], strict=True):
@@ -84,8 +85,10 @@ class ExportedModel(BaseModel):
             return
         nms = self.runtime.description['nms']
         for sample, each in zip(samples, read_detections(found, nms), strict=True):
-            width, height = (s * scale for s in sample.scale_factor)
-            boxes = each.boxes / np.array([width, height, width, height], np.float32)
+            scale = np.array(sample.scale_factor[:2]) * size[::-1] / resized[::-1]
+            # In a file of one size boxes may reach into the filling.
+            corner = np.tile(np.array(size[::-1], np.float32), 2)
+            boxes = each.boxes.clip(0, corner) / np.tile(scale.astype(np.float32), 2)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(boxes),
                 scores=torch.from_numpy(each.scores),
@@ -94,6 +97,31 @@ class ExportedModel(BaseModel):
             if each.masks is not None:
                 masks = self._masks(each, boxes, size, sample.ori_shape[:2])
                 sample.pred_instances.masks = torch.from_numpy(masks)
+
+    def _fitted(self, images: Array) -> tuple[Array, tuple[int, int]]:
+        """Fit images to the one size of a file: make them smaller if need be, and fill up.
+
+        They are filled with the mean colour, which is 0 in the graph, as mmdet's padding is.
+
+        Returns:
+            The images, and the height and width that they have now.
+        """
+        height, width = images.shape[2:]
+        size = self.runtime.size
+        if size is None or size == (height, width):
+            return images, (height, width)
+        scale = min(size[0] / height, size[1] / width, 1.0)
+        new = (min(size[0], round(height * scale)), min(size[1], round(width * scale)))
+        prepared = self.runtime.description['in_graph']
+        mean = np.array(prepared['mean'] or [0, 0, 0])[
+            :: 1 if prepared['channels'] == 'RGB' else -1
+        ]
+        fitted = np.empty((*images.shape[:2], *size), np.uint8)
+        fitted[:] = mean.round().astype(np.uint8)[:, None, None]
+        for image, target in zip(images, fitted, strict=True):
+            smaller = cv2.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), (new[1], new[0]))
+            target[:, : new[0], : new[1]] = smaller.transpose(2, 0, 1)
+        return fitted, new
 
     def _labels(
         self, logits: Array, padded: Sequence[int], size: tuple[int, int], original: Sequence[int]
@@ -164,22 +192,5 @@ def evaluate_exported(cfg: Config, file: str, unsafe_load: bool = False) -> None
             + ('' if first is None else f'; number {first} is {own[first]} and {expected[first]}')
         )
     cfg.model = dict(type='ExportedModel', file=file, unsafe_load=unsafe_load)
+    cfg.pop('data_preprocessor', None)  # mmengine would give it to the model
     cfg.load_from = None
-
-
-def _fitted(images: Array, size: tuple[int, int] | None) -> tuple[Array, float, tuple[int, int]]:
-    """Fit images to the one size of a file: make them smaller if need be, and fill up.
-
-    Returns:
-        The images, by how much they were scaled, and the height and width that they have now.
-    """
-    height, width = images.shape[2:]
-    if size is None or size == (height, width):
-        return images, 1.0, (height, width)
-    scale = min(size[0] / height, size[1] / width, 1.0)
-    fitted = np.zeros((*images.shape[:2], *size), np.uint8)
-    new = (min(size[0], round(height * scale)), min(size[1], round(width * scale)))
-    for image, target in zip(images, fitted, strict=True):
-        smaller = cv2.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), (new[1], new[0]))
-        target[:, : new[0], : new[1]] = smaller.transpose(2, 0, 1)
-    return fitted, scale, new

@@ -7,6 +7,7 @@ what was checked is packed anew for torch.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -27,7 +28,8 @@ _MEMBERS = re.compile(
 )
 _MODEL, _SAMPLE = 'models/model.json', 'data/sample_inputs/model.pt'
 _CONFIGS = ('data/weights/model_weights_config.json', 'data/constants/model_constants_config.json')
-# Expressions of sizes: sympy's for the program, Python's for its guards. `**` would take for ever.
+# Expressions of sizes: sympy's for the program, Python's for its guards.
+# `**`, and towers of powers, would take for ever.
 _EXPRESSION = re.compile(
     r"((?!\*\*)[-+*/%(),.<>=! \[\]\d]|'[suz]\w{1,8}'|'image'"
     r'|\b([suz]\d+|Add|Mul|Pow|Max|Min|Mod|Integer|Symbol|Eq|Ne|Ge|Gt|Le|Lt|GreaterThan|LessThan'
@@ -36,6 +38,7 @@ _EXPRESSION = re.compile(
     r'|L|image|size|stride|min|max|and|or|not)\b)*'
 )
 _LONGEST = 20_000
+_EXPONENT = re.compile(r'(Integer\()?-?\d\)?')
 _FUNCTIONS = re.compile(
     r'_operator\.(add|sub|mul|floordiv|truediv|mod|neg|ge|gt|le|lt|eq|ne|and_|or_|getitem)'
     r'|torch\.sym_(min|max|not|int|float|ite)|torch\.ops\.higher_order\.while_loop'
@@ -45,7 +48,6 @@ _OPERATOR = re.compile(r'torch\.ops\.aten\.(\w+)\.(\w+)')
 _TEXTS = frozenset(
     {'rounding_mode', 'approximate', 'mode', 'padding_mode', 'reduce', 'equation', 'assert_msg'}
 )
-_METADATA = frozenset({'torch_fn'})
 _NOTHING = frozenset({'as_operator', 'as_custom_obj', 'as_opaque', 'as_nested_tensors'})
 _TREES = frozenset({None, 'builtins.tuple', 'builtins.list', 'builtins.dict'})
 
@@ -68,9 +70,16 @@ def checked(archive: bytes) -> bytes:
     """
     try:
         members = _members(archive)
-        texts = {name: json.loads(members[name]) for name in (_MODEL, *_CONFIGS)}
-    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError, RecursionError) as error:
+        _check_members(members)
+    except Refused:
+        raise
+    except Exception as error:  # whatever a damaged archive comes up with
         raise Refused('it is no whole program of torch.export') from error
+    return _packed(members)
+
+
+def _check_members(members: dict[str, bytes]) -> None:
+    texts = {name: json.loads(members[name]) for name in (_MODEL, *_CONFIGS)}
     for name in _CONFIGS:
         for each in _dictionaries(texts[name]):
             if each.get('use_pickle'):
@@ -83,7 +92,6 @@ def checked(archive: bytes) -> bytes:
     constraints = model.get('range_constraints') or {}
     for text in (*constraints, *(model.get('guards_code') or [])):
         _check_expression(text)
-    return _packed(members)
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
@@ -93,8 +101,8 @@ def _check_entry(entry: dict[str, Any]) -> None:
         _check_expression(entry['expr_str'])
     if 'target' in entry and 'inputs' in entry:
         _check_function(entry['target'])
-        if extra := set(entry.get('metadata') or {}) - _METADATA:
-            raise Refused(f'a node has metadata {min(extra)!a}')
+        if entry.get('metadata'):
+            raise Refused(f'a node has metadata {min(entry["metadata"])!a}')
     for name in ('in_spec', 'out_spec'):
         if isinstance(text := entry.get(name), str) and text:
             for each in _dictionaries(json.loads(text)):
@@ -104,8 +112,22 @@ def _check_entry(entry: dict[str, Any]) -> None:
 
 def _check_expression(text: Any) -> None:
     whole = isinstance(text, str) and len(text) <= _LONGEST and _EXPRESSION.fullmatch(text)
-    if not whole:
+    if not whole or _has_tower(text):
         raise Refused(f'it holds {str(text)[:60]!a} where a size should be')
+
+
+def _has_tower(expression: str) -> bool:
+    """Whether an expression has a power of a power, or one that is no small number.
+
+    Raises:
+        SyntaxError: It is none of Python's.
+    """
+    for node in ast.walk(ast.parse(expression.strip(), mode='eval')):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'Pow':
+            base, *exponent = map(ast.unparse, node.args)
+            if 'Pow(' in base or not all(map(_EXPONENT.fullmatch, exponent)):
+                return True
+    return False
 
 
 def _check_function(target: Any) -> None:

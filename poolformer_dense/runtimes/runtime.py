@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -15,13 +16,13 @@ import torch
 from backbones.checkpoints.refusals import Refused
 
 from ..errors import UserError
+from . import SUFFIXES
 from .outputs import Array
 from .program_archive import checked
 from .signal_stack import kept_signal_stack
 
 # From images (B, 3, H, W), uint8, RGB, to an export's outputs by name.
 Run = Callable[[Array], Mapping[str, Array]]
-SUFFIXES = ('.onnx', '.xml', '.pt2')
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Runtime:
 
 def is_exported(source: str | Path) -> bool:
     """Whether a file's name is that of an export, rather than of a checkpoint."""
-    return Path(source).suffix in SUFFIXES
+    return Path(source).suffix in SUFFIXES.values()
 
 
 def open_runtime(path: Path, unsafe_load: bool = False, needs_labels: bool = True) -> Runtime:
@@ -65,8 +66,6 @@ def open_runtime(path: Path, unsafe_load: bool = False, needs_labels: bool = Tru
         runtime = _open_openvino(path, needs_labels)
     else:
         runtime = _open_onnx(path)
-    if 'classes' not in runtime.description:
-        raise UserError(f'{path} has no description of itself: it is not from tools/export.py')
     return runtime
 
 
@@ -96,12 +95,12 @@ def _open_onnx(path: Path) -> Runtime:
     except Exception as error:  # of any class of onnxruntime's own
         raise _unreadable(path, error) from error
     names = [each.name for each in session.get_outputs()]
-    texts = session.get_modelmeta().custom_metadata_map
+    description = _description(path, session.get_modelmeta().custom_metadata_map)
 
     def run(images: Array) -> dict[str, Array]:
         return dict(zip(names, session.run(names, dict(image=images)), strict=True))
 
-    return Runtime(run, _parsed(texts), _fixed(session.get_inputs()[0].shape))
+    return Runtime(run, description, _fixed(session.get_inputs()[0].shape))
 
 
 def _open_openvino(path: Path, needs_labels: bool) -> Runtime:
@@ -119,7 +118,7 @@ def _open_openvino(path: Path, needs_labels: bool) -> Runtime:
         info = model.get_rt_info('poolformer_dense').value
         # Text after reading a file, and a container for it before.
         texts = {name: getattr(value, 'value', value) for name, value in info.items()}
-    description = _parsed(texts)
+    description = _description(path, texts)
     if not needs_labels and 'align_corners' in description:  # a segmentor's
         for result in model.get_results():
             if 'labels' in result.input(0).get_source_output().get_names():
@@ -174,20 +173,20 @@ def open_program(path: Path, unsafe_load: bool = False) -> Runtime:
         # A guard refuses images whose last level has one pixel, only because of memory layouts:
         # the graph holds for them, as the comparison shows.
         module = program.module(check_guards=False)
+        texts = json.loads(extra['metadata.json'] or '{}')
     except Exception as error:  # whatever a damaged file comes up with
         raise _unreadable(path, error) from error
-    [shape] = [
-        each.meta['val'].shape
-        for each in program.graph.nodes
-        if each.op == 'placeholder' and each.name == 'image'
-    ]
+    description = _description(path, texts)
+    shapes = {e.name: e.meta['val'].shape for e in program.graph.nodes if e.op == 'placeholder'}
+    if 'image' not in shapes:
+        raise UserError(f'{path} takes no image: it is not from tools/export.py')
 
     def run(images: Array) -> dict[str, Array]:
         with torch.no_grad():
             return {k: v.numpy() for k, v in module(torch.from_numpy(images)).items()}
 
-    notes = json.loads(extra['metadata.json'] or '{}')
-    return Runtime(run, notes, _fixed([each if type(each) is int else None for each in shape]))
+    size = _fixed([each if type(each) is int else None for each in shapes['image']])
+    return Runtime(run, description, size)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -199,12 +198,17 @@ def _fixed(shape: list[Any]) -> tuple[int, int] | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Metadata: JSON unless it is text."""
-    parsed: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            parsed[name] = json.loads(text)
-        except ValueError:
-            parsed[name] = text
+def _description(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of itself: of texts those that are JSON, parsed.
+
+    Raises:
+        UserError: Nothing that an export would say.
+    """
+    parsed = dict(metadata)
+    for name, value in metadata.items():
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                parsed[name] = json.loads(value)
+    if 'classes' not in parsed:
+        raise UserError(f'{path} has no description of itself: it is not from tools/export.py')
     return parsed

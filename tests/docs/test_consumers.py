@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import cv2
+import numpy as np
 import pytest
 
 from poolformer_dense.exporting.exporter import write_export
@@ -33,14 +34,15 @@ def test_a_consumer_imports_its_runtime_alone(root, name):
     assert imported == {'json', 'sys', 'cv2', 'numpy', CONSUMERS[name][1]}
 
 
-def _run(root, tmp_path, head, name):
+def _run(root, tmp_path, head, name, paste=False):
     """Export a tiny model and run its consumer; return its printed lines and the model's result."""
     suffix, package = CONSUMERS[name]
     pytest.importorskip(package)
     predictor = tiny_predictor(root, head, tmp_path / 'weights.pth')
     image = draw_scene((7, 1), 300, 180).image
     cv2.imwrite(str(tmp_path / 'image.png'), image)
-    write_export(predictor, tmp_path / f'model.{suffix}', None, nms=head == 'retinanet')
+    path = tmp_path / f'model.{suffix}'
+    write_export(predictor, path, None, nms=head == 'retinanet', paste=paste)
     done = subprocess.run(
         [sys.executable, root / 'docs/consumers' / name, f'model.{suffix}', 'image.png', 'out.png'],
         cwd=tmp_path,
@@ -71,3 +73,15 @@ def test_a_detectors_consumer(root, tmp_path, head, name):
     for line in lines:
         box = [float(each) for each in line[line.index('[') + 1 : -1].split(', ')]
         assert abs(result.boxes - box).max(1).min() < 0.2
+
+
+@pytest.mark.slow
+def test_masks_that_the_file_has_pasted_are_drawn_where_the_consumer_pastes_them(root, tmp_path):
+    pictures = []
+    for paste in (False, True):
+        _run(root, tmp_path, 'mask_rcnn', 'run_onnx.py', paste)
+        pictures.append(cv2.imread(str(tmp_path / 'out.png')).astype(int))
+    plain, pasted = pictures
+    green = (plain != cv2.imread(str(tmp_path / 'image.png'))).any(2)
+    assert green.mean() > 0.02
+    assert (np.abs(plain - pasted).max(2) > 0).mean() < 0.2 * green.mean()

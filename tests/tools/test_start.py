@@ -50,7 +50,6 @@ def test_the_parser_answers_at_once(tool, argument):
 
 def test_choices_written_in_commands_are_the_librarys():
     from backbones.checkpoints import LAYOUTS
-    from poolformer_dense.exporting.program import SMALLEST
     from poolformer_dense.measure.benchmark import PEERS, TASKS, TOLERANCE
     from poolformer_dense.measure.evaluation_time import Content
 
@@ -58,7 +57,6 @@ def test_choices_written_in_commands_are_the_librarys():
         return vars(importlib.import_module(f'poolformer_dense.commands.{command}'))
 
     assert written('convert_checkpoint')['LAYOUT_NAMES'] == tuple(LAYOUTS)
-    assert written('export')['SMALLEST'] == SMALLEST
     benchmark = written('benchmark')
     assert benchmark['CONTESTANTS'] == (*PEERS, 'compile')
     assert (benchmark['TASKS'], benchmark['DTYPES']) == (TASKS, tuple(TOLERANCE))

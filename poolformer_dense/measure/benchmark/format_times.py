@@ -142,7 +142,7 @@ def _make(
     path = folder / f'{name}{".onnx" if name == "onnx" else ".xml"}'
     write_export(predictor, path, None, nms=hasattr(predictor.model, 'bbox_head'))
     if name == 'openvino-int8':
-        quantize_file(predictor, path, calibration_images(predictor, calibration, 20))
+        quantize_file(predictor, path, path, calibration_images(predictor, calibration, 20))
     return load_predictor(cfg, str(path)), str(path)
 
 

@@ -157,8 +157,8 @@ def take_turns(models: Sequence[WholeModel], rounds: int) -> None:
 
 def stage_table(models: Sequence[WholeModel], title: str) -> Table:
     """Return each stage's median and range, and how many times as fast ours is by the medians."""
-    result = Table(title=title, box=SIMPLE_HEAD, title_justify='left')
-    result.add_column('stage')
+    result = Table(title=title, box=SIMPLE_HEAD, title_justify='left', padding=(0, 1, 0, 0))
+    result.add_column('stage', no_wrap=True)
     for model in models:
         result.add_column(f'{model.name}, ms', justify='right')
         result.add_column('min-max', justify='right')

@@ -194,14 +194,14 @@ def test_onnx_of_one_size(predictors, tmp_path):
     assert '"applied": true' in notes['nms']
 
 
-def _check_empty_images(graph, run, images):
-    """A batch computes what its images do alone, also beside those with nothing in them."""
-    images[1] = 0
+def _check_batch(graph, run, images):
+    """A batch computes what its images do alone; return it."""
     whole = run(images)
     for i in range(len(images)):
         alone = run(images[i : i + 1])
         for name in set(graph.outputs) & {'scores', 'logits', 'masks'}:
             np.testing.assert_allclose(whole[name][i], alone[name][0], atol=1e-4)
+    return whole
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_files_of_any_size(predictor, tmp_path, suffix):
     path = tmp_path / f'model.{suffix}'
     graph, run = _export_and_compare(predictor, path, None, _batches(SIZES))
     [images] = _batches(SIZES[:1], batch=3)
-    _check_empty_images(graph, run, images)
+    _check_batch(graph, run, images)
     if suffix == 'pt2':
         notes = open_program(path).description
         assert notes['classes'] == predictor.classes
@@ -232,6 +232,28 @@ def test_files_with_nms_or_pasted_masks(predictors, tmp_path, suffix):
         found = run(images)
         assert found['boxes'].shape == (2, 100, 4)
         assert 'masks' not in found or found['masks'].shape == (2, 100, *SIZES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['onnx', 'xml', 'pt2'])
+@pytest.mark.parametrize('head', ['retinanet', 'mask_rcnn', 'cascade'])
+def test_a_batch_may_mix_images_with_and_without_objects(root, tmp_path, head, suffix):
+    if suffix == 'xml':
+        pytest.importorskip('openvino')
+    predictor = tiny_predictor(root, head, tmp_path / 'weights.pth')
+    [images] = _batches(SIZES[:1], batch=3)
+    images[1] = 0
+    settings = predictor.model.test_cfg.get('rcnn', predictor.model.test_cfg)
+    settings.score_thr = 0.0
+    _, run = _graph(predictor)
+    best = np.sort(run(images)['scores'].max(1))
+    settings.score_thr = float(best[np.diff(best).argmax() :][:2].mean())
+    graph, run = write_export(predictor, tmp_path / f'model.{suffix}', None, nms=True)
+    whole = _check_batch(graph, run, images)
+    empty = ~(whole['scores'] > 0).any(1)
+    assert 0 < empty.sum() < len(images)
+    assert (whole['labels'][empty] == -1).all()
+    assert not any(whole[name][empty].any() for name in {'boxes', 'masks'} & whole.keys())
 
 
 def test_nothing_is_found_without_a_score_above_the_threshold(predictors):
@@ -338,9 +360,15 @@ def test_regions_are_pooled_alike():
 @pytest.mark.parametrize(
     ('head', 'place', 'change', 'message'),
     [
-        ('retinanet', 'test_cfg.nms', dict(type='soft_nms'), '--nms: ONNX has no'),
-        ('mask_rcnn', 'test_cfg.rcnn.nms', dict(type='soft_nms'), 'test_cfg.rcnn: ONNX has no'),
-        ('cascade', 'test_cfg.rpn.nms', dict(class_agnostic=True), 'test_cfg.rpn: ONNX has no'),
+        ('retinanet', 'test_cfg.nms', dict(type='soft_nms'), r'test_cfg\.nms: exports have no'),
+        ('retinanet', 'test_cfg.nms', dict(max_num=5), r'test_cfg\.nms: exports have no'),
+        ('retinanet', 'test_cfg', dict(max_per_img=-1), r'test_cfg\.max_per_img: .* limit'),
+        ('retinanet', 'test_cfg', dict(min_bbox_size=2), 'min_bbox_size'),
+        ('retinanet', 'bbox_head', dict(type='ATSSHead', norm_cfg=None), 'RetinaNet with ATSSHead'),
+        ('fpn', 'data_preprocessor', dict(test_cfg=dict(size_divisor=32)), 'pad images in the te'),
+        ('mask_rcnn', 'test_cfg.rpn', dict(nms_pre=-1), r'test_cfg\.rpn\.nms_pre: .* limit'),
+        ('mask_rcnn', 'test_cfg.rcnn.nms', dict(type='soft_nms'), r'rcnn\.nms: exports have no'),
+        ('cascade', 'test_cfg.rpn.nms', dict(class_agnostic=True), r'rpn\.nms: exports have no'),
         (
             'cascade',
             'roi_head',
@@ -362,8 +390,10 @@ def test_unknown_parts_are_refused(root, head, place, change, message):
     for key in place.split('.'):
         node = node[key]
     node.update(change)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as models:
+        model = models.build(cfg.model)
     with pytest.raises(UserError, match=message):
-        build_graph(MODELS.build(cfg.model), cfg.model.data_preprocessor, nms=head == 'retinanet')
+        build_graph(model, cfg.model.data_preprocessor, nms=head == 'retinanet')
 
 
 def test_what_has_no_graph_is_refused(predictor):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from poolformer_dense.exporting.parity import MIN_IOU_FROM_PROPOSALS, find_pairs, with_whole_masks
+from poolformer_dense.exporting.graphs import build_graph
+from poolformer_dense.exporting.parity import (
+    MIN_IOU_FROM_PROPOSALS,
+    Parity,
+    find_pairs,
+    measure_parity,
+    with_whole_masks,
+)
 from poolformer_dense.runtimes.outputs import Objects
+from tests.tiny_models import tiny_predictor
 
 SIZE = (40, 60)
 
@@ -47,6 +56,27 @@ def test_a_box_thinner_than_rounding_is_the_same_if_its_ends_are(change, same):
     x = np.float32(59.999)
     one, other = _object((x, 1, x + 2e-5, 9)), _object((x + np.float32(change), 1, x + 2e-5, 9))
     assert _are_partners(one, other) is same
+
+
+def test_nothing_compared_is_no_agreement():
+    assert not Parity().holds
+    assert Parity(total=1, same=1).holds
+    assert Parity(errors=dict(logits=1e-6)).holds
+
+
+def test_numbers_that_are_none_do_not_pass(root, tmp_path):
+    predictor = tiny_predictor(root, 'fpn', tmp_path / 'weights.pth')
+    graph = build_graph(predictor.model, predictor.cfg.model.data_preprocessor)
+    images = np.zeros((1, 3, 64, 64), np.uint8)
+
+    def run(images):
+        with torch.no_grad():
+            found = {k: v.numpy() for k, v in graph(torch.from_numpy(images)).items()}
+        return found | dict(logits=found['logits'] * np.nan)
+
+    parity = measure_parity(graph, predictor.model, run, [images])
+    assert parity.worst == np.inf
+    assert not parity.holds
 
 
 def test_objects_apart_are_no_partners():

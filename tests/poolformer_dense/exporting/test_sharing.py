@@ -7,6 +7,7 @@ import json
 import pytest
 import safetensors
 import torch
+import yaml
 
 from backbones.checkpoints import CheckpointError, read_checkpoint
 from poolformer_dense.errors import UserError
@@ -19,11 +20,18 @@ from tests.tiny_models import tiny_predictor
 def published(root, tmp_path):
     """A tiny segmentor, and the folder that it is published in."""
     predictor = tiny_predictor(root, 'fpn', tmp_path / 'run' / 'weights.pth')
+    weights = tmp_path / 'run' / 'weights.pth'
+    torch.save(torch.load(weights) | dict(meta=dict(iter=200, epoch=1)), weights)
     log = tmp_path / 'run' / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
-    log.write_text('{"loss": 1.0, "step": 1}\n{"aAcc": 97.7, "mIoU": 90.82, "step": 300}\n{"lo')
+    lines = [
+        {'loss': 1.0, 'step': 1},
+        {'aAcc': 97.7, 'mIoU': 90.82, 'step': 200},
+        {'aAcc': 99.9, 'mIoU': 99.9, 'step': 300},
+    ]
+    log.write_text('\n'.join([*map(json.dumps, lines), '{"lo']))
     folder = tmp_path / 'published'
-    header = publish(predictor.cfg, str(tmp_path / 'run' / 'weights.pth'), folder, 'apache-2.0')
+    header = publish(predictor.cfg, str(weights), folder, 'apache-2.0')
     return predictor, folder, header
 
 
@@ -47,9 +55,11 @@ def test_the_header_and_the_card_tell_what_it_is(published):
     assert len(texts['sha256']) == 64
     card = (folder / 'README.md').read_text()
     _, front, body = card.split('---\n', 2)
-    assert 'license: apache-2.0' in front
-    assert 'pipeline_tag: image-segmentation' in front
-    assert 'value: 90.82' in front
+    front = yaml.safe_load(front)
+    assert front['license'] == 'apache-2.0'
+    assert front['pipeline_tag'] == 'image-segmentation'
+    [result] = front['model-index'][0]['results']
+    assert dict(type='mIoU', value=90.82) in result['metrics']
     assert header['sha256'] in body
     assert ', '.join(predictor.classes) in body
 
@@ -64,7 +74,19 @@ def test_other_weights_under_the_same_header_are_refused(published):
         read_checkpoint(path)
 
 
-def test_nothing_is_overwritten(published):
+@pytest.mark.parametrize('left', ['model.safetensors', 'config.py', 'README.md'])
+def test_nothing_is_overwritten(published, left):
     predictor, folder, _ = published
-    with pytest.raises(UserError, match='exists; delete it'):
+    for path in folder.iterdir():
+        if path.name != left:
+            path.unlink()
+    with pytest.raises(UserError, match=f'{left} exists; delete it'):
         publish(predictor.cfg, 'weights.pth', folder, 'apache-2.0')
+    assert [path.name for path in folder.iterdir()] == [left]
+
+
+def test_an_exported_file_has_no_weights_to_publish(published, tmp_path):
+    predictor, _, _ = published
+    with pytest.raises(UserError, match='is an exported file'):
+        publish(predictor.cfg, 'model.onnx', tmp_path / 'new', 'apache-2.0')
+    assert not (tmp_path / 'new').exists()

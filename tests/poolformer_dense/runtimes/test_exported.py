@@ -7,10 +7,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from poolformer_dense.config.overrides import apply_overrides
 from poolformer_dense.errors import UserError
 from poolformer_dense.exporting.exporter import write_export
 from poolformer_dense.measure.shapes import draw_scene
 from poolformer_dense.predict.building import load_predictor
+from poolformer_dense.runner import build_runner
 from poolformer_dense.runtimes.exported import ExportedModel, evaluate_exported
 from poolformer_dense.runtimes.runtime import open_runtime
 from tests.tiny_models import tiny_config, tiny_predictor
@@ -66,6 +68,29 @@ def test_a_file_of_one_size_takes_any_image(segmentor, images, tmp_path):
     for own in exported.predict(images):
         assert own.labels.shape == own.image.shape[:2]
     assert exported.model.runtime.size == (128, 192)
+
+
+def test_boxes_of_a_file_of_one_size_end_where_the_image_does(root, images, tmp_path):
+    predictor = tiny_predictor(root, 'retinanet', tmp_path / 'weights.pth')
+    write_export(predictor, tmp_path / 'model.onnx', (416, 416))
+    exported = load_predictor(predictor.cfg, str(tmp_path / 'model.onnx'))
+    for own in exported.predict(images):
+        height, width = own.image.shape[:2]
+        assert len(own) > 5
+        assert (own.boxes >= 0).all()
+        assert (own.boxes.max(0)[2:] <= [width + 1e-3, height + 1e-3]).all()
+
+
+def test_a_config_whose_preprocessor_stands_at_the_top_evaluates_a_file(
+    root, segmentor, shapes, tmp_path
+):
+    _, path = segmentor
+    cfg = tiny_config(root, 'fpn')
+    apply_overrides(cfg, {'data_root': str(shapes / 'ade')})
+    cfg.data_preprocessor = dict(cfg.model.data_preprocessor)  # as mmseg's own configs have it
+    cfg.work_dir = str(tmp_path)
+    evaluate_exported(cfg, str(path))
+    assert 0 <= build_runner(cfg).test()['mIoU'] <= 100
 
 
 @pytest.mark.slow

@@ -116,6 +116,15 @@ class _Runs:
             ),
             'where a size should be',
         ),
+        *(
+            (
+                lambda m, text=text: m['graph_module']['graph']['sym_int_values'].update(
+                    x=dict(as_expr=dict(expr_str=text, hint=None))
+                ),
+                'where a size should be' if text.startswith('Pow') else 'no whole program',
+            )
+            for text in ('Pow(9, Pow(9, Pow(9, 9)))', 'Pow(Pow(9, 9), 9)', 'Pow(9, 99999)', '9999!')
+        ),
         (lambda m: m.update(guards_code=["L['image'].data.save()"]), 'where a size should be'),
         (lambda m: m['range_constraints'].update({'open()': {}}), 'where a size should be'),
         (
@@ -138,6 +147,8 @@ def test_what_would_run_something_is_refused(archive, edit, message):
         ({'archive/data/aotinductor/model/x.so': lambda _: b'\x7fELF'}, 'an entry named'),
         ({WEIGHTS: lambda c: c.replace(b'"use_pickle": false', b'"use_pickle": true')}, 'pickled'),
         ({MODEL: lambda _: b'{'}, 'no whole program'),
+        ({MODEL: lambda _: b'[]'}, 'no whole program'),
+        ({WEIGHTS: lambda _: b'[1'}, 'no whole program'),
     ],
 )
 def test_members_that_no_export_has_are_refused(archive, members, message):
