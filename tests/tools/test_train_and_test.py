@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from poolformer_dense.exporting.exporter import write_export
 from poolformer_dense.measure.shapes import CLASSES
+from tests.tiny_models import tiny_predictor
 
 
 def _trained(folder: Path) -> Path:
@@ -262,6 +264,27 @@ def test_distributed_evaluation_counts_every_image(
     )
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'):
         assert one[key] == two[key]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_an_exported_file_as_one_does(
+    run, root, shapes, free_port, tmp_path
+):
+    predictor = tiny_predictor(root, 'fpn', tmp_path / 'weights.pth')
+    predictor.cfg.dump(str(tmp_path / 'config.py'))
+    write_export(predictor, tmp_path / 'model.onnx', None)
+    found = []
+    for tool, processes in (('test.py', []), ('dist_test.sh', [2])):
+        done = run(
+            tool, 'config.py', 'model.onnx', *processes, '--work-dir', f'of_{tool}',
+            '--cfg-options', f'data_root={shapes}/ade',
+            cwd=tmp_path, env={'PORT': str(free_port)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        [path] = tmp_path.glob(f'of_{tool}/*/2*.json')
+        found.append(json.loads(path.read_text()))
+    one, two = found
+    assert one['mIoU'] == two['mIoU'] > 0
 
 
 @pytest.mark.parametrize(
