@@ -11,7 +11,6 @@ import safetensors.torch
 import yaml
 from mmengine.config import Config
 
-from backbones.checkpoints import read_checkpoint
 from backbones.checkpoints.digest import digest
 from backbones.version import __version__
 
@@ -53,11 +52,10 @@ def publish(
     predictor = load_predictor(cfg, checkpoint, 'cpu', unsafe_load=unsafe_load)
     # Copies: the file can't have one tensor under two names.
     tensors = {k: v.clone() for k, v in predictor.model.state_dict().items()}
-    meta = read_checkpoint(checkpoint, 'meta', unsafe_load).get('meta') or {}
     header = dict(
         classes=predictor.classes,
         config=cfg.pretty_text,
-        metrics=metrics_at(_steps(cfg, meta), Path(checkpoint).parent),
+        metrics=metrics_at(_steps(cfg, predictor.meta), Path(checkpoint).parent),
         sha256=digest(tensors),
         producer=f'poolformer-dense {__version__}',
     )

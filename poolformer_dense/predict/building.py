@@ -94,6 +94,7 @@ def load_predictor(
         Artist.of(cfg, classes, palette),
         cfg,
         _augmented(network, cfg),
+        saved.get('meta') or {},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ class Predictor:
         artist: Draws predictions.
         cfg: The config.
         augmented: Computes predictions with test-time augmentation; None if that is not possible.
+        meta: What the checkpoint says of its training.
     """
 
     network: Network
@@ -48,6 +49,7 @@ class Predictor:
     artist: Artist
     cfg: Config
     augmented: Network | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
