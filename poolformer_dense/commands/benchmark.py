@@ -209,7 +209,7 @@ def time_formats(args: argparse.Namespace, console: Any) -> dict[str, Any]:
     folder = Path(cfg.work_dir, 'formats')
     with busy_processes(args.load):
         rows = format_times.compare_formats(
-            cfg, args.checkpoint, args.formats, folder, args.rounds, args.calibration
+            cfg, args.checkpoint, args.formats, folder, args.rounds, args.calibration or 'train'
         )
     console.print(format_times.format_table(rows))
     metrics: dict[str, dict[str, float]] = {}
