@@ -118,7 +118,7 @@ class DenseRunner(LoadingRunner):
 
         One without parameters, which an exported file is, stays as it is: DDP refuses it.
         """
-        if not any(True for _ in model.parameters()):
+        if next(model.parameters(), None) is None:
             return model
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
             self.logger.info(
