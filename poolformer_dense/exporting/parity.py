@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ def measure_parity(graph: Graph, reference: Any, run: Run, batches: Iterable[Arr
             parity.total += results.numel()
         else:
             own = read_detections(found, describe_nms(graph))
+            if getattr(graph, 'paste', False):
+                own = _with_undecided_pixels(own, graph, images)
             for i, (each, expected) in enumerate(zip(own, results, strict=True)):
                 each = with_whole_masks(each, images.shape[2:], _mask_threshold(graph))
                 pairs = find_pairs(expected, each, min_iou)
@@ -162,6 +165,23 @@ def with_whole_masks(found: Objects, size: tuple[int, ...], threshold: float = 0
         near = np.abs(probabilities - threshold) <= MASK_ROUNDING
         whole[place] = np.where(near, _UNDECIDED, probabilities >= threshold)
     return Objects(found.boxes, found.scores, found.labels, masks)
+
+
+def _with_undecided_pixels(own: list[Objects], graph: Graph, images: Array) -> list[Objects]:
+    """Return detections whose masks the file pasted, with a 2 where rounding decides."""
+    unpasted: Any = copy.copy(graph)
+    unpasted.paste = False
+    with torch.no_grad():
+        named = unpasted(torch.from_numpy(images))
+    found = read_detections({k: v.numpy() for k, v in named.items()}, describe_nms(graph))
+    marked = []
+    for each, other in zip(own, found, strict=True):
+        marks: Any = with_whole_masks(other, images.shape[2:], _mask_threshold(graph)).masks
+        masks: Any = np.array(each.masks)
+        for i, j in find_pairs(replace(each, masks=None), other, MIN_IOU_FROM_PROPOSALS):
+            masks[i][marks[j] == _UNDECIDED] = _UNDECIDED
+        marked.append(replace(each, masks=masks))
+    return marked
 
 
 def find_pairs(expected: Objects, own: Objects, min_iou: float = MIN_IOU) -> list[tuple[int, int]]:

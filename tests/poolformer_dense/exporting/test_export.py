@@ -79,6 +79,20 @@ def test_a_graph_computes_what_upstream_predicts(predictor, portable):
     assert parity.sizes == [(2, *size) for size in SIZES]
 
 
+def test_pixels_at_the_threshold_are_undecided_in_masks_that_the_file_pastes(predictors):
+    predictor = predictors['mask_rcnn']
+    model = copy.deepcopy(predictor.model)
+    logits = model.roi_head.mask_head.conv_logits
+    nn.init.zeros_(logits.weight)
+    nn.init.zeros_(logits.bias)  # probabilities of 0.5
+    graph, run = _graph(predictor, model, paste=True)
+    assert measure_parity(graph, model, run, _batches(SIZES[:1])).holds
+    nn.init.constant_(logits.bias, 1.0)
+    graph, run = _graph(predictor, model, paste=True)
+    nn.init.constant_(logits.bias, -1.0)
+    assert not measure_parity(graph, model, run, _batches(SIZES[:1])).holds
+
+
 def test_the_folded_model_computes_the_same(predictor):
     folded = copy.deepcopy(predictor.model)
     fold(folded)
