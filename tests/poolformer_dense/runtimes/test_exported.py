@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
+import onnx
 import pytest
 
 from poolformer_dense.config.overrides import apply_overrides
@@ -140,3 +141,17 @@ def test_files_that_are_none_are_refused(tmp_path):
         missing = path.suffix == '.xml' and find_spec('openvino') is None
         with pytest.raises(UserError, match='openvino' if missing else name):
             open_runtime(path)
+
+
+def test_a_file_of_another_tool_is_refused(tmp_path):
+    image, out = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3])
+        for name in ('image', 'out')
+    )
+    node = onnx.helper.make_node('Identity', ['image'], ['out'])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], 'graph', [image], [out]))
+    onnx.helper.set_model_props(model, dict(classes='["disc"]'))
+    model.ir_version = 10
+    onnx.save(model, tmp_path / 'model.onnx')
+    with pytest.raises(UserError, match=r'model\.onnx .* not from tools/export\.py'):
+        open_runtime(tmp_path / 'model.onnx')

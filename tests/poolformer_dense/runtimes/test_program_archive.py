@@ -16,6 +16,7 @@ from poolformer_dense.errors import UserError
 from poolformer_dense.runtimes.program_archive import checked, stripped
 from poolformer_dense.runtimes.runtime import open_program
 
+DESCRIPTION = dict(producer='poolformer-dense 1', classes=[])
 MODEL, SAMPLE = 'archive/models/model.json', 'archive/data/sample_inputs/model.pt'
 WEIGHTS = 'archive/data/weights/model_weights_config.json'
 
@@ -36,7 +37,7 @@ def archive():
         _Doubled(), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8),), dynamic_shapes=({2: height},)
     )
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={'metadata.json': '{"classes": []}'})
+    torch.export.save(program, file, extra_files={'metadata.json': json.dumps(DESCRIPTION)})
     return file.getvalue()
 
 
@@ -66,7 +67,7 @@ def test_what_is_written_is_read(archive, tmp_path):
     path = tmp_path / 'model.pt2'
     path.write_bytes(stripped(archive))
     runtime = open_program(path)
-    assert runtime.description == {'classes': []}
+    assert runtime.description == DESCRIPTION
     image = torch.full((1, 3, 20, 8), 7, dtype=torch.uint8).numpy()
     assert runtime.run(image)['labels'].tolist() == [[47.0] * 3]
 
@@ -170,4 +171,4 @@ def test_what_torch_wrote_is_read_only_if_it_is_asked_for(archive, tmp_path):
     path.write_bytes(archive)
     with pytest.raises(UserError, match='metadata'):
         open_program(path)
-    assert open_program(path, unsafe_load=True).description == {'classes': []}
+    assert open_program(path, unsafe_load=True).description == DESCRIPTION
