@@ -51,10 +51,11 @@ class Operator:
             if not arguments[0].numel():
                 return fake_forward(*arguments)  # nothing to compute
             with _no_autocast(arguments[0]):
-                return forward(structure(*arguments[:number]), *arguments[number:])
+                return forward(structure(*map(_dense, arguments[:number])), *arguments[number:])
 
         def run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-            given, saved = structure(*arguments[:number]), arguments[number : number + len(kept)]
+            given = structure(*map(_dense, arguments[:number]))
+            saved = arguments[number : number + len(kept)]
             if not grad.numel():
                 return [empty.zero_() for empty in fake_backward(grad, *arguments)]
             with _no_autocast(grad):
@@ -115,6 +116,11 @@ def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[...,
     operator.register_fake(fake)
     IMPLEMENTATIONS[name] = run
     return operator
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    """Kernels read vectors without their stride."""
+    return x if x is None or x.dim() > 1 else x.contiguous()
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:

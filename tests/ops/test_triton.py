@@ -58,8 +58,8 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _exact(repaired_bfloat16: None) -> Iterator[None]:
-    """No TF32, in which torch's own float32 would be as inexact as any mistake."""
-    switches = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    """No TF32, in which torch's own float32 would be as inexact as any mistake; the same bits."""
+    switches = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with switches:
         yield
 
@@ -160,6 +160,16 @@ def test_output_and_gradients_are_as_exact_as_torchs(
 ) -> None:
     dropped = {} if name == 'modified_layer_norm' else {'drop': True}
     check(name, inputs(name, (2, 12, 7, 9), **dropped), dtype, device)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_vectors_may_have_strides(name: str, device: str) -> None:
+    tensors = inputs(name, (2, 12, 5, 7), drop=name != 'modified_layer_norm')
+    strided = {
+        k: v if v is None or v.dim() > 1 else torch.stack([v, v + 7], 1)[:, 0]
+        for k, v in tensors.items()
+    }
+    check(name, strided, torch.float64, device)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
