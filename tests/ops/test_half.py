@@ -20,11 +20,20 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param == 'native' and library.loops is None:
         pytest.skip('the loops are not compiled: tools/build_ops.py')
     if request.param == 'triton':
-        triton = pytest.importorskip('triton', reason='the Triton compiler is not installed')
-        if not triton.knobs.runtime.interpret:
-            pytest.skip('the kernels run on a GPU: tests/ops/test_triton.py')
+        pytest.importorskip('triton', reason='the Triton compiler is not installed')
+        if device_of('triton') == 'cuda' and not torch.cuda.is_available():
+            pytest.skip('needs a GPU or TRITON_INTERPRET=1')
         request.getfixturevalue('repaired_bfloat16')
     return request.param
+
+
+def device_of(backend: str) -> str:
+    """A GPU for compiled kernels."""
+    if backend != 'triton':
+        return 'cpu'
+    import triton
+
+    return 'cpu' if triton.knobs.runtime.interpret else 'cuda'
 
 
 def inputs(scale: float) -> dict[str, Tensor]:
@@ -49,13 +58,14 @@ def run(
     recompute: bool = False,
 ) -> dict[str, Tensor]:
     """The branch and the gradient of each input; that of x without the one past the branch."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    with torch.autocast('cpu', dtype, enabled=dtype is not None):
+    device = device_of(backend)
+    leaves = {k: v.to(device, copy=True).requires_grad_() for k, v in tensors.items()}
+    with torch.autocast(device, dtype, enabled=dtype is not None):
         given = ops.MLPInputs(**leaves, drop=None)
         out = ops.norm_mlp(given, EPS, recompute, backend=backend)
-    out.backward(grad.to(out.dtype))
-    grads = {name: leaf.grad.double() for name, leaf in leaves.items()}
-    branch = out.detach().double() - tensors['x'].double()
+    out.backward(grad.to(out))
+    grads = {name: leaf.grad.double().cpu() for name, leaf in leaves.items()}
+    branch = out.detach().double().cpu() - tensors['x'].double()
     return grads | {'branch': branch, 'x': grads['x'] - grad.double()}
 
 
@@ -99,16 +109,17 @@ def test_a_layer_scale_of_zero_or_none(scale: float | None, backend: str) -> Non
         del tensors['scale']
     else:
         tensors['scale'].zero_()
-    leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
+    device = device_of(backend)
+    leaves = {k: v.to(device, copy=True).requires_grad_() for k, v in tensors.items()}
     exact = {k: v.double().requires_grad_() for k, v in tensors.items()}
-    with torch.autocast('cpu', torch.float16):
+    with torch.autocast(device, torch.float16):
         given = ops.MLPInputs(**({'scale': None} | leaves), drop=None)
-        ops.norm_mlp(given, EPS, backend=backend).backward(grad)
+        ops.norm_mlp(given, EPS, backend=backend).backward(grad.to(device))
     given = ops.MLPInputs(**({'scale': None} | exact), drop=None)
     ops.norm_mlp(given, EPS, backend='reference').backward(grad.double())
     for name, leaf in leaves.items():
         expected = exact[name].grad
-        assert (leaf.grad - expected).norm() <= 5e-3 * expected.norm(), name
+        assert (leaf.grad.cpu() - expected).norm() <= 5e-3 * expected.norm(), name
 
 
 @pytest.mark.parametrize('bad', [math.inf, math.nan])
