@@ -10,9 +10,10 @@ python=${PYTHON:-python3}
 mkdir -p "$folder"
 fetch() { "$python" -m pip download --quiet --dest "$folder" --python-version "$version" --only-binary :all: --no-deps "$@"; }
 # backbones alone needs these beside torch; rich prints the tables, pytest runs the kernels' tests.
-fetch onedl-mmengine addict yapf platformdirs termcolor rich markdown-it-py mdurl pygments pytest pluggy iniconfig packaging
+fetch onedl-mmengine addict yapf platformdirs termcolor pyyaml rich markdown-it-py mdurl pygments \
+  pytest pluggy iniconfig packaging hypothesis sortedcontainers
 # The detectors; without them that stage is left out and named.
-fetch onedl-mmdetection onedl-mmsegmentation pycocotools terminaltables shapely prettytable ||
+fetch onedl-mmdetection onedl-mmsegmentation pycocotools terminaltables shapely prettytable ftfy wcwidth regex ||
   echo 'left out: the toolboxes for the stage detector' >&2
 "$python" -m pip download --quiet --dest "$folder" --no-deps --no-build-isolation --no-binary :all: onedl-mmcv ||
   echo 'left out: the source of mmcv, for the stage detector' >&2

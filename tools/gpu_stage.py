@@ -1,13 +1,16 @@
 #!/usr/bin/env python
 """Run one stage of the GPU check; tools/gpu_check.sh runs them all.
 
-It writes STAGE.json to the folder and prints a short table last. Exit code 1 if something is wrong.
+It writes STAGE.json to the folder as it goes, and prints a short table last. Exit code 1 if
+something is wrong.
 With --dry it runs on a CPU, in Triton's interpreter, with tiny shapes: to test the check itself.
 """
 
 import argparse
+import math
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument('stage', choices=STAGES)
     parser.add_argument('--out', type=Path, default=Path('build/gpu_check'), metavar='FOLDER')
+    parser.add_argument(
+        '--minutes', type=float, default=math.inf, help='begin nothing new after them (backbone)'
+    )
     parser.add_argument('--dry', action='store_true', help='on a CPU: figures mean nothing')
     return parser.parse_args()
 
@@ -40,13 +46,13 @@ def main() -> None:
 
     if not args.dry and not torch.cuda.is_available():
         raise UserError(f'torch {torch.__version__} finds no GPU; --dry runs without one')
-    setting = gpu_check.Setting(args.dry, args.out)
-    result = gpu_check.StageResult(args.stage, args.dry)
+    setting = gpu_check.Setting(args.dry, time.monotonic() + 60 * args.minutes)
+    result = gpu_check.StageResult(args.stage, args.dry, args.out / f'{args.stage}.json')
     try:
         gpu_check.STAGES[args.stage](setting, result)
     except Exception as error:  # what was found before counts
         result.failed.append(f'{type(error).__name__}: {error}')
-    result.write(args.out)
+    result.end()
     result.show(Console())
     if result.failed:
         sys.exit(1)

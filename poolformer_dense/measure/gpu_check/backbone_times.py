@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import gc
+import itertools
 import random
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +21,34 @@ from ..benchmark.peers import PEERS, PeerUnavailable
 from ..benchmark.task import FORMATS
 from .result import Setting, StageResult, median_milliseconds
 
-# Whose time ours is held against; the rest is ours.
-PEER_NAMES = ('mmpretrain', 'plain', 'plain compiled', 'mmpretrain compiled')
+# How ours and the others are run.
+OURS = ('', 'compiled', 'with CUDA graphs')
+THEIRS = ('', 'contiguous', 'compiled')
+PEERS_OF_OURS = ('plain', 'mmpretrain', 'timm')
+# Whose time ours is held against.
+PEER_NAMES = tuple(f'{name} {how}'.strip() for name in PEERS_OF_OURS for how in THEIRS)
 
 
 def backbone(setting: Setting, result: StageResult) -> None:
     """Training and inference beside the others, in each dtype and at four sizes."""
-    sizes = [(2, 800, 1344), (8, 800, 1344), (2, 512, 512), (8, 512, 512)]
-    for train in (True, False):
-        for dtype in setting.pick(('bfloat16', 'float16', 'float32'), ('bfloat16',)):
-            for batch, height, width in setting.pick(sizes, [(1, 32, 32)]):
-                shape = (batch, 3, height, width)
-                where = dict(task='train' if train else 'infer', dtype=dtype, shape=list(shape))
-                for name, run in _contestants(setting, shape, dtype, train, result):
-                    result.add(**where, name=name, **_measure(run, setting, result, name))
+    peers = _available_peers(setting, result)
+    sizes = [(8, 800, 1344), (2, 800, 1344), (8, 512, 512), (2, 512, 512)]
+    dtypes = setting.pick(('bfloat16', 'float16', 'float32'), ('bfloat16',))
+    sizes = setting.pick(sizes, [(1, 32, 32)])
+    for dtype, task, (batch, *side) in itertools.product(dtypes, ('train', 'infer'), sizes):
+        where = dict(task=task, dtype=dtype, shape=[batch, 3, *side])
+        if time.monotonic() > setting.until:
+            result.missing.append(f'no time for {where}')
+            continue
+        for name in ('ours', *peers):
+            for how in OURS if name == 'ours' else THEIRS:
+                if setting.dry and how == 'with CUDA graphs':
+                    continue
+                label = f'{name} {how}'.strip()
+                build = partial(_step, name, how, where, setting)
+                result.add(**where, name=label, **_measure(build, setting, result, label))
+    if setting.dry:
+        result.missing.append('CUDA graphs: dry')
 
 
 def compiles(setting: Setting, result: StageResult) -> None:
@@ -77,65 +93,62 @@ def _compile(model: nn.Module, setting: Setting) -> Any:
     return torch.compile(model, backend=setting.pick('inductor', 'eager'))
 
 
-def _contestants(
-    setting: Setting, shape: tuple[int, ...], dtype: str, train: bool, result: StageResult
-) -> list[tuple[str, Callable[[], object]]]:
-    ours, plain = _model(setting, setting.backend), _model(setting, 'reference')
-    models: list[tuple[str, nn.Module, bool]] = [
-        ('ours', ours, False),
-        ('ours compiled', copy.deepcopy(ours), True),
-        ('plain', plain, False),
-        ('plain compiled', copy.deepcopy(plain), True),
-    ]
-    try:
-        if setting.dry:
-            raise PeerUnavailable('mmpretrain: dry')
-        peer = PEERS['mmpretrain']('poolformer_s12', plain).to(setting.device)
-        models += [('mmpretrain', peer, False), ('mmpretrain compiled', copy.deepcopy(peer), True)]
-    except PeerUnavailable as missing:
-        if str(missing) not in result.missing:
+def _available_peers(setting: Setting, result: StageResult) -> list[str]:
+    found = ['plain']
+    for name in PEERS_OF_OURS[1:]:
+        try:
+            if setting.dry:
+                raise PeerUnavailable(f'{name}: dry')
+            PEERS[name]('poolformer_s12', _model(setting, 'reference'))
+            found.append(name)
+        except PeerUnavailable as missing:
             result.missing.append(str(missing))
-    lower = None if dtype == 'float32' else getattr(torch, dtype)
-    layout: Any = dict(memory_format=FORMATS['channels_last'])
-    image = torch.randn(*shape, device=setting.device).contiguous(**layout)
-    runs: list[tuple[str, Callable[[], object]]] = []
+    return found
 
-    def step(run: Any, model: nn.Module) -> Callable[[], object]:
-        def once() -> object:
-            with torch.set_grad_enabled(train):
-                with torch.autocast(setting.device, lower, enabled=lower is not None):
-                    out: tuple[Tensor, ...] = run(image)
-                if train:
-                    torch.autograd.backward(out, [torch.ones_like(o) for o in out])
-                    model.zero_grad(set_to_none=True)
-            return out
 
-        return once
+def _step(name: str, how: str, where: dict[str, Any], setting: Setting) -> Callable[[], object]:
+    """Build a contestant; return a step of it."""
+    train = where['task'] == 'train'
+    model: nn.Module = _model(setting, setting.backend if name == 'ours' else 'reference')
+    if name in PEERS:
+        model = PEERS[name]('poolformer_s12', cast(MetaFormer, model)).to(setting.device)
+    layout: Any = dict(memory_format=FORMATS[how if how == 'contiguous' else 'channels_last'])
+    model.to(**layout).train(train).requires_grad_(train)
+    image = torch.randn(where['shape'], device=setting.device).contiguous(**layout)
+    lower = None if where['dtype'] == 'float32' else getattr(torch, where['dtype'])
+    cast_down = partial(torch.autocast, setting.device, lower, enabled=lower is not None)
+    run: Any = _compile(model, setting) if how == 'compiled' else model
+    if how == 'with CUDA graphs':
+        with cast_down(cache_enabled=False):
+            run = torch.cuda.make_graphed_callables(model, (image.clone(),))
 
-    for name, model, compiled in models:
-        model.to(**layout).train(train)
-        runs.append((name, step(_compile(model, setting) if compiled else model, model)))
-    if setting.dry:
-        if 'CUDA graphs: dry' not in result.missing:
-            result.missing.append('CUDA graphs: dry')
-    else:
-        graphed = copy.deepcopy(ours).train(train)
-        with torch.autocast('cuda', lower, enabled=lower is not None, cache_enabled=False):
-            run = torch.cuda.make_graphed_callables(graphed, (image.clone(),))
-        runs.append(('ours with CUDA graphs', step(run, graphed)))
-    return runs
+    def step() -> object:
+        with torch.set_grad_enabled(train):
+            with cast_down():
+                out: tuple[Tensor, ...] = run(image)
+            if train:
+                torch.autograd.backward(out, [torch.ones_like(o) for o in out])
+                model.zero_grad(set_to_none=True)
+        return out
+
+    return step
 
 
 def _measure(
-    run: Callable[[], object], setting: Setting, result: StageResult, name: str
+    build: Callable[[], Callable[[], object]], setting: Setting, result: StageResult, name: str
 ) -> dict[str, Any]:
+    torch.compiler.reset()  # past a limit of recompilations it would run uncompiled
+    gc.collect()  # graphs are in cycles, and keep their memory
     try:
         if not setting.dry:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        took = median_milliseconds(run, setting, repeats=10)
+        took = median_milliseconds(build(), setting, calls=3)
     except Exception as error:  # one contestant's failure leaves the others' figures
         result.failed.append(f'{name}: {type(error).__name__}: {str(error)[:500]}')
         return dict(ms=None)
     if setting.dry:
         return dict(ms=took)
-    return dict(ms=took, peak_mib=torch.cuda.max_memory_allocated() / 2**20)
+    # Of all allocations; a graph's are in a pool of its own, so that only the second has them.
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return dict(ms=took, peak_mib=peaks[0] / 2**20, reserved_mib=peaks[1] / 2**20)

@@ -13,6 +13,9 @@ from .backbone_times import PEER_NAMES
 # Of the time of the best peer, compiled ones included, that Triton may take to be the default.
 ENOUGH = 0.9
 
+# What of the stage kernels must have run for it.
+REQUIRED = ('tests', 'memcheck')
+
 
 def report(folder: Path) -> str:
     """Return the tables in Markdown, then the conclusions.
@@ -39,11 +42,15 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     """Say for each task and dtype from which number of pixels `auto` may take Triton."""
     if any(result['dry'] for result in results.values()):
         return ['- None: this was a dry run, whose times mean nothing.']
-    failed = [name for name, result in results.items() if result['failed']]
+    failed = [n for n, result in results.items() if result['failed'] or not result['ended']]
     if failed:
-        return [f'- The default stays plain torch: {", ".join(failed)} failed.']
+        return [f'- The default stays plain torch: {", ".join(failed)} failed or did not end.']
     if 'kernels' not in results or 'backbone' not in results:
         return ['- The default stays plain torch: kernels and backbone must both have run.']
+    ran = {row['check'] for row in results['kernels']['rows']}
+    unseen = [check for check in REQUIRED if check not in ran]
+    if unseen:
+        return [f'- The default stays plain torch: {", ".join(unseen)} of kernels did not run.']
     lines = []
     for task, dtype in sorted({(r['task'], r['dtype']) for r in results['backbone']['rows']}):
         ratios = _ratios(results['backbone']['rows'], task, dtype)

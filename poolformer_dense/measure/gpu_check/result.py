@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ class Setting:
 
     Attributes:
         dry: On a CPU, with tiny shapes: every code path that there is one for, and no figures.
-        out: The folder of the results.
+        until: When `time.monotonic` says this, nothing more is begun that takes minutes.
     """
 
     dry: bool
-    out: Path
+    until: float = math.inf
 
     @property
     def device(self) -> str:
@@ -42,27 +44,49 @@ class Setting:
 
 @dataclass
 class StageResult:
-    """Attributes: the stage; rows of a table; what was left out and why; whether all was right."""
+    """What a stage finds; each row is in the file at once, since a stage may be killed.
+
+    Attributes:
+        stage: Its name.
+        dry: Whether its figures mean nothing.
+        path: The file, JSON.
+        rows: Of a table.
+        missing: What was left out, and why.
+        failed: What is not as it must be.
+        ended: Whether the stage came to its end.
+    """
 
     stage: str
     dry: bool
+    path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.write()
 
     def add(self, **row: Any) -> None:
         """Add a row; a later one may have other columns."""
         self.rows.append(row)
+        self.write()
 
     def check(self, right: bool, what: str) -> None:
         """Note what is not as it must be."""
         if not right:
             self.failed.append(what)
 
-    def write(self, folder: Path) -> None:
-        """Write it as JSON, named by the stage."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f'{self.stage}.json').write_text(json.dumps(asdict(self), indent=2) + '\n')
+    def end(self) -> None:
+        """Say that nothing more comes."""
+        self.ended = True
+        self.write()
+
+    def write(self) -> None:
+        """Write what was found until now."""
+        found = {k: v for k, v in vars(self).items() if k != 'path'}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(found, indent=2) + '\n')
 
     def show(self, console: Console) -> None:
         """Print a table, then what is missing and what failed."""
@@ -78,8 +102,13 @@ class StageResult:
             console.print(f'FAILED: {line}', soft_wrap=True, markup=False)
 
 
-def median_milliseconds(run: Callable[[], object], setting: Setting, repeats: int = 20) -> float:
-    """The median time of a call, by events on a GPU."""
+def median_milliseconds(
+    run: Callable[[], object], setting: Setting, repeats: int = 10, calls: int = 10
+) -> float:
+    """The median time of a call, by events on a GPU around some calls.
+
+    Around one, the time would be in it that the GPU waits for the first launch.
+    """
     run()
     times = []
     for _ in range(setting.pick(repeats, 1)):
@@ -90,11 +119,12 @@ def median_milliseconds(run: Callable[[], object], setting: Setting, repeats: in
             continue
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        run()
+        for _ in range(calls):
+            run()
         last.record()
         torch.cuda.synchronize()
-        times.append(first.elapsed_time(last))
-    return sorted(times)[len(times) // 2]
+        times.append(first.elapsed_time(last) / calls)
+    return statistics.median(times)
 
 
 def _text(value: Any) -> str:

@@ -18,10 +18,11 @@ SLOW = ('kernels', 'bandwidth', 'backbone', 'compiles', 'detector')
 
 
 def run_stage(name: str, folder: Path) -> dict:
-    setting, result = Setting(dry=True, out=folder), StageResult(name, dry=True)
-    STAGES[name](setting, result)
-    result.write(folder)
-    return json.loads((folder / f'{name}.json').read_text())
+    path = folder / f'{name}.json'
+    result = StageResult(name, True, path)
+    STAGES[name](Setting(dry=True), result)
+    result.end()
+    return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -61,11 +62,13 @@ def figures(folder: Path, ours: dict[int, float], **changes: object) -> None:
         rows.append(row | dict(name='plain', ms=30.0))
         rows.append(row | dict(name='plain compiled', ms=20.0))
         rows.append(row | dict(name='ours', ms=20.0 * time))
-    (folder / 'backbone.json').write_text(
-        json.dumps(dict(stage='backbone', dry=False, rows=rows, missing=[], failed=[]))
-    )
-    kernels = dict(stage='kernels', dry=False, rows=[], missing=[], failed=[]) | changes
-    (folder / 'kernels.json').write_text(json.dumps(kernels))
+    backbone = StageResult('backbone', False, folder / 'backbone.json', rows)
+    backbone.end()
+    ran = [dict(check=name, outcome='right') for name in ('tests', 'memcheck')]
+    kernels = StageResult('kernels', False, folder / 'kernels.json', ran)
+    kernels.end()
+    vars(kernels).update(changes)
+    kernels.write()
 
 
 @pytest.mark.parametrize(
@@ -87,11 +90,28 @@ def test_a_default_needs_nine_tenths_of_the_best_peers_time(
 def test_a_default_needs_kernels_that_are_right(tmp_path: Path) -> None:
     figures(tmp_path, {2: 0.5}, failed=['memcheck: an invalid read'])
     text = report(tmp_path)
-    assert 'The default stays plain torch: kernels failed' in text
+    assert 'The default stays plain torch: kernels failed or did not end' in text
     assert 'kernels: failed memcheck: an invalid read' in text
     figures(tmp_path, {2: 0.5})
     (tmp_path / 'kernels.json').unlink()
     assert 'kernels and backbone must both have run' in report(tmp_path)
+    figures(tmp_path, {2: 0.5}, rows=[dict(check='tests', outcome='right')])
+    assert 'memcheck of kernels did not run' in report(tmp_path)
+
+
+def test_a_killed_stage_keeps_its_rows_and_supports_no_default(tmp_path: Path) -> None:
+    figures(tmp_path, {2: 0.5})
+    killed = StageResult('amp', False, tmp_path / 'amp.json')
+    killed.add(backend='triton', skipped=1)
+    assert json.loads(killed.path.read_text())['rows'] == [dict(backend='triton', skipped=1)]
+    assert 'The default stays plain torch: amp failed or did not end' in report(tmp_path)
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
+    result = StageResult('backbone', True, tmp_path / 'backbone.json')
+    STAGES['backbone'](Setting(dry=True, until=0.0), result)
+    assert not result.rows
+    assert any('no time' in line and 'bfloat16' in line for line in result.missing)
 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
