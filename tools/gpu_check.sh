@@ -24,37 +24,39 @@ install() {  # into a folder beside the results: the machine's own environment s
 }
 export PYTHONPATH=$PWD/$out/packages${PYTHONPATH:+:$PYTHONPATH}
 [[ $out != /* ]] || export PYTHONPATH=$out/packages:$PYTHONPATH
-mmcv=
+ensure() {  # MODULE:PACKAGES...
+  local need
+  # shellcheck disable=SC2086  # several names
+  for need; do has "${need%%:*}" || install ${need#*:}; done
+}
+compiler=
 if [[ -z ${DRY:-} ]]; then
-  has mmengine || install onedl-mmengine addict yapf platformdirs termcolor
-  has yaml || install pyyaml
-  has rich || install rich markdown-it-py mdurl pygments
-  has pytest || install pytest pluggy iniconfig packaging
-  has hypothesis || install hypothesis sortedcontainers
+  source tools/gpu_packages.sh
+  ensure "${needed[@]}"
   # mmcv's operators take minutes to compile: the other stages run meanwhile.
   if [[ " ${stages[*]} " == *' detector '* ]] && ! has mmcv && command -v nvcc >/dev/null; then
     built=$(compgen -G "$out/wheels/onedl_mmcv*.whl" || compgen -G "${wheels:-$out/wheels}/onedl_mmcv*.whl" || true)
     if [[ -n $built ]]; then
       install "${built%%$'\n'*}"
     else
+      install "${building[@]}"
       arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
       # On half of the cores, after all else: launches are timed meanwhile.
-      TORCH_CUDA_ARCH_LIST=$arch FORCE_CUDA=1 MMCV_WITH_OPS=1 MAX_JOBS=$((($(nproc) + 1) / 2)) CXXFLAGS='-g0 -O2' \
-        nice -n 19 "$python" -m pip wheel --no-deps --no-build-isolation ${wheels:+--no-index --find-links "$wheels"} \
-        --no-binary onedl-mmcv --wheel-dir "$out/wheels" onedl-mmcv >"$out/mmcv.log" 2>&1 &
-      mmcv=$!
+      PATH=${PYTHONPATH%%:*}/bin:$PATH TORCH_CUDA_ARCH_LIST=$arch FORCE_CUDA=1 MMCV_WITH_OPS=1 CXXFLAGS='-g0 -O2' \
+        MAX_JOBS=$((($(nproc) + 1) / 2)) nice -n 19 \
+        "$python" -m pip wheel --no-deps --no-build-isolation ${wheels:+--no-index --find-links "$wheels"} \
+        --no-binary onedl-mmcv --wheel-dir "$out/wheels" "$mmcv" >"$out/mmcv.log" 2>&1 &
+      compiler=$!
     fi
   fi
 fi
 
 failed=()
 for stage in "${stages[@]}"; do
-  if [[ $stage == detector && -n $mmcv ]]; then
-    if wait "$mmcv"; then install "$out"/wheels/onedl_mmcv*.whl; else echo "left out: mmcv ($out/mmcv.log)" >&2; fi
+  if [[ $stage == detector && -n $compiler ]]; then
+    if wait "$compiler"; then install "$out"/wheels/onedl_mmcv*.whl; else echo "left out: mmcv ($out/mmcv.log)" >&2; fi
   fi
-  if [[ $stage == detector && -z ${DRY:-} ]] && ! has mmdet; then
-    install onedl-mmdetection onedl-mmsegmentation pycocotools terminaltables shapely prettytable ftfy wcwidth regex
-  fi
+  [[ $stage != detector || -n ${DRY:-} ]] || ensure "${detectors[@]}" "${toolboxes[@]}"
   "$python" tools/gpu_stage.py "$stage" --out "$out" ${MINUTES:+--minutes "$MINUTES"} ${DRY:+--dry} || failed+=("$stage")
 done
 "$python" tools/gpu_report.py "$out" >"$out/report.md"

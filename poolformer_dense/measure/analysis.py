@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +22,7 @@ from backbones.presets import PRESETS
 
 from ..config.load import load_config
 from ..errors import UserError
+from .kept_memory import kept_for_backward
 
 MIN_SIDE = 32
 
@@ -150,32 +151,6 @@ def count_saved_bytes(backbone: MetaFormer, size: Sequence[int]) -> list[int]:
     backbone = copy.deepcopy(backbone).train()
     with kept_for_backward(backbone) as total:
         return _growth_by_stage(backbone, size, total)
-
-
-@contextlib.contextmanager
-def kept_for_backward(module: nn.Module) -> Iterator[Callable[[], int]]:
-    """Count the bytes that what is computed in this context keeps for backward.
-
-    Each storage counts once and as a whole; the module's parameters and buffers do not count.
-
-    Args:
-        module: The one that computes.
-
-    Yields:
-        A function that returns the bytes kept so far.
-    """
-    own = {t.untyped_storage().data_ptr() for t in module.state_dict().values()}
-    # Holding the storages keeps their addresses from being used again.
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(s.nbytes() for s in kept.values())
 
 
 def format_analysis(analysis: Analysis) -> str:

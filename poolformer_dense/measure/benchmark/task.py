@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
 from ...errors import UserError
-from ..analysis import kept_for_backward
+from ..kept_memory import kept_for_backward
 
 TASKS = ('infer', 'train')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}

@@ -18,7 +18,7 @@ from backbones import MetaFormer
 from backbones.blocks import MetaFormerBlock
 from backbones.presets import PRESETS, Arch
 from poolformer_dense.errors import UserError
-from poolformer_dense.measure.analysis import count_macs, count_saved_bytes, kept_for_backward
+from poolformer_dense.measure.analysis import count_macs, count_saved_bytes
 from poolformer_dense.measure.benchmark import (
     PEERS,
     TOLERANCE,
@@ -32,6 +32,7 @@ from poolformer_dense.measure.benchmark import (
 )
 from poolformer_dense.measure.benchmark.floors import BlockInputs, MatrixProducts, record_inputs
 from poolformer_dense.measure.benchmark.task import FORMATS, Task, time_in_turn
+from poolformer_dense.measure.kept_memory import kept_for_backward
 
 LAYERS = (nn.Conv2d, nn.Linear)
 SIZE = (64, 96)

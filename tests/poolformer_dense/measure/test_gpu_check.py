@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,17 @@ def test_the_script_runs_stages_and_reports(root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'gradients' in done.stdout
     assert 'dry run, whose times mean nothing' in (tmp_path / 'report.md').read_text()
+
+
+def test_it_needs_no_toolbox() -> None:
+    """But for the stage detector: a machine with a GPU may have torch alone."""
+    absent = ('mmcv', 'mmdet', 'mmseg', 'pycocotools', 'scipy', 'tensorboard')
+    code = (
+        f'import sys; sys.modules.update(dict.fromkeys({absent}))\n'
+        'import poolformer_dense.measure.gpu_check'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_stages_of_the_tool_are_the_librarys(root: Path) -> None:
@@ -125,3 +137,21 @@ def test_the_pack_refuses_what_is_no_python(version: str, root: Path, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f'gpu_pack: {version} is no version of Python like 3.12\n'
+
+
+@pytest.mark.slow
+def test_the_pack_has_what_stands_in_the_list(root: Path, tmp_path: Path) -> None:
+    """From an index of packages; without one there is nothing to test."""
+    lines = 'source tools/gpu_packages.sh; printf "%s " ${needed[@]#*:} ${detectors[@]#*:}'
+    listed = subprocess.check_output(['bash', '-c', lines], cwd=root, text=True).split()
+    env = os.environ | {'PYTHON': sys.executable}
+    command = [root / 'tools' / 'gpu_pack.sh', tmp_path / 'wheels', '3.12']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if 'NewConnectionError' in done.stderr:
+        pytest.skip(f'no index of packages: {done.stderr.splitlines()[-1]}')
+    assert done.returncode == 0, done.stderr
+    assert 'left out' not in done.stderr
+    found = {path.name.split('-')[0].lower() for path in (tmp_path / 'wheels').iterdir()}
+    names = {re.split('[<=>]', each)[0].replace('-', '_').lower() for each in listed}
+    toolboxes = {'onedl_mmcv', 'onedl_mmdetection', 'onedl_mmsegmentation'}
+    assert names | toolboxes <= found
