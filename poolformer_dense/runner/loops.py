@@ -19,7 +19,7 @@ from .loader import KeyedBatches, build_exact_dataloader, can_be_rebuilt, with_o
 from .quarantine import FILE_NAME, DirtyDataHook, Quarantine
 from .random_state import kept_random_state
 from .state import bare_model, own_share
-from .workers import WatchedLoader, watched
+from .workers import WatchedLoader, clear_errors, watched
 
 if TYPE_CHECKING:
     from .runner import DenseRunner
@@ -137,7 +137,7 @@ class ExactResume(OwnLoader):
             and done >= self.val_begin
             and (done % self.val_interval == 0 or done == last)
         ):
-            with self.runner.random.kept():
+            with self.runner.random.kept(), clear_errors('val'):
                 self.runner.val_loop.run()
         self.runner.position.settle()
 

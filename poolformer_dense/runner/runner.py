@@ -283,7 +283,7 @@ class DenseRunner(LoadingRunner):
         with ExitStack() as stack:
             stack.enter_context(run_process(self.unsafe_load))
             stack.enter_context(self._live_line())
-            stack.enter_context(clear_errors(split))
+            stack.enter_context(clear_errors(split, training=False))
             stack.enter_context(self._own_workers())
             yield
 

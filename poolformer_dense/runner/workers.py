@@ -145,7 +145,7 @@ class WatchedLoader(DataLoader):
 
 
 @contextmanager
-def clear_errors(split: str = 'train') -> Iterator[None]:
+def clear_errors(split: str = 'train', training: bool = True) -> Iterator[None]:
     """Turn what torch says of dead and stuck workers, and of other processes, into one line.
 
     Put it around the whole run: torch reports a dead worker wherever the process is just then.
@@ -153,6 +153,7 @@ def clear_errors(split: str = 'train') -> Iterator[None]:
 
     Args:
         split: Whose data are loaded: train, val or test.
+        training: Whether a training can be resumed.
 
     Raises:
         RankError: A worker died or is stuck, or another process of the run has ended.
@@ -172,7 +173,7 @@ def clear_errors(split: str = 'train') -> Iterator[None]:
     except Exception as error:
         main = threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
-        clear = _explain(error, split)
+        clear = _explain(error, split, _RESUME if training else _REPEAT)
         if clear is None:
             if handler is not None:
                 signal.signal(signal.SIGCHLD, handler)
@@ -181,9 +182,8 @@ def clear_errors(split: str = 'train') -> Iterator[None]:
         raise clear from error
 
 
-def _explain(error: Exception, split: str) -> UserError | None:
+def _explain(error: Exception, split: str, again: str) -> UserError | None:
     text, loader = str(error), f'{split}_dataloader'
-    again = _RESUME if split == 'train' else _REPEAT
     if isinstance(error, UserError):
         # torch put a worker's traceback before the message
         inner = re.search(r'Error: (.*)\Z', text.strip())

@@ -298,24 +298,29 @@ def test_restart_after_a_lost_worker_ends_like_a_run_that_lost_none(runs: Path, 
     assert train('lost', name).result() == expected
 
 
-def _validate(folder: Path, **fatal: Any) -> None:
+def _validate(folder: Path, run: str, **fatal: Any) -> None:
     cfg = tiny.tiny_config(folder, workers=2)
     cfg.val_dataloader.dataset |= dict(type='FatalDataset', at=7, length=24, **fatal)
     cfg.val_dataloader |= dict(timeout=3, num_workers=2)
-    build_runner(cfg).val()
+    getattr(build_runner(cfg), run)()
 
 
+@pytest.mark.parametrize(
+    ('run', 'end'), [('val', 'run it again'), ('train', 'resume with --resume')]
+)
 @pytest.mark.parametrize(
     ('name', 'expected'),
     [('SIGKILL', 'val_dataloader.num_workers'), ('SIGSTOP', 'val_dataloader.timeout=300')],
 )
-def test_an_evaluation_tells_of_its_lost_worker(runs: Path, name: str, expected: str) -> None:
-    child = tiny.fork(runs / 'end', _validate, runs / 'run', signal=name)
+def test_an_evaluation_tells_of_its_lost_worker(
+    runs: Path, name: str, expected: str, run: str, end: str
+) -> None:
+    child = tiny.fork(runs / 'end', _validate, runs / 'run', run, signal=name)
     assert child.wait() == 1
     last = child.path.read_text().splitlines()[-1]
     assert last.startswith('poolformer_dense.errors.RankError: ')
     assert expected in last
-    assert last.endswith('then run it again')
+    assert last.endswith(f'then {end}')
 
 
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
