@@ -28,7 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('stage', choices=STAGES)
     parser.add_argument('--out', type=Path, default=Path('build/gpu_check'), metavar='FOLDER')
     parser.add_argument(
-        '--minutes', type=float, default=math.inf, help='begin nothing new after them (backbone)'
+        '--minutes',
+        type=float,
+        default=math.inf,
+        help='begin nothing new after them (kernels, backbone)',
     )
     parser.add_argument('--dry', action='store_true', help='on a CPU: figures mean nothing')
     return parser.parse_args()

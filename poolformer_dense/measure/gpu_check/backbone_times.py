@@ -145,7 +145,8 @@ def _measure(
             torch.cuda.reset_peak_memory_stats()
         took = median_milliseconds(build(), setting, calls=3)
     except Exception as error:  # one contestant's failure leaves the others' figures
-        result.failed.append(f'{name}: {type(error).__name__}: {str(error)[:500]}')
+        said = f'{name}: {type(error).__name__}: {str(error)[:500]}'
+        (result.failed if name.startswith('ours') else result.missing).append(said)
         return dict(ms=None)
     if setting.dry:
         return dict(ms=took)

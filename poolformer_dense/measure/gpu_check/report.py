@@ -82,8 +82,6 @@ def _verdict(ratios: list[tuple[int, tuple[int, ...], float]]) -> str:
         start = pixels
     if start is None:
         return 'auto keeps plain torch'
-    if start == ratios[0][0]:
-        return 'auto takes Triton'
     return f'auto takes Triton from {start:,} pixels a batch'
 
 

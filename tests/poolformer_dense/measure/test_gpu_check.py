@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from poolformer_dense.errors import UserError
 from poolformer_dense.measure.gpu_check import STAGES, Setting, StageResult, report
@@ -46,6 +47,17 @@ def test_the_script_runs_stages_and_reports(root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'gradients' in done.stdout
     assert 'dry run, whose times mean nothing' in (tmp_path / 'report.md').read_text()
+
+
+def test_without_a_gpu_the_script_is_one_line(root: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    env = os.environ | {'OUT': str(tmp_path), 'PYTHON': sys.executable}
+    command = [root / 'tools' / 'gpu_check.sh']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = f'gpu_check: {sys.executable} has no torch that finds a GPU; DRY=1 runs without one\n'
+    assert done.stderr == said
 
 
 def test_it_needs_no_toolbox() -> None:
@@ -86,7 +98,7 @@ def figures(folder: Path, ours: dict[int, float], **changes: object) -> None:
 @pytest.mark.parametrize(
     ('ours', 'verdict'),
     [
-        ({2: 0.8, 8: 0.7}, 'auto takes Triton ('),
+        ({2: 0.8, 8: 0.7}, 'auto takes Triton from 2,150,400 pixels a batch'),
         ({2: 1.1, 8: 0.7}, 'auto takes Triton from 8,601,600 pixels a batch'),
         ({2: 0.8, 8: 0.95}, 'auto keeps plain torch'),
     ],
