@@ -48,8 +48,8 @@ if [[ -z ${DRY:-} ]]; then
       install_in building "${building[@]}"  # apart: pip does not add to a bin/ that exists
       arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
       # On half of the cores, after all else: launches are timed meanwhile.
-      PATH=$out/building/bin:$PATH PYTHONPATH=$out/building:$PYTHONPATH TORCH_CUDA_ARCH_LIST=$arch FORCE_CUDA=1 MMCV_WITH_OPS=1 CXXFLAGS='-g0 -O2' \
-        MAX_JOBS=$((($(nproc) + 1) / 2)) nice -n 19 \
+      PATH=$out/building/bin:$PATH PYTHONPATH=$out/building:$PYTHONPATH TORCH_CUDA_ARCH_LIST=$arch FORCE_CUDA=1 \
+        MMCV_WITH_OPS=1 CXXFLAGS='-g0 -O2' MAX_JOBS=$((($(nproc) + 1) / 2)) nice -n 19 \
         "$python" -m pip wheel --no-deps --no-build-isolation ${wheels:+--no-index --find-links "$wheels"} \
         --no-binary onedl-mmcv --wheel-dir "$out/wheels" "$mmcv" >"$out/mmcv.log" 2>&1 &
       compiler=$!
