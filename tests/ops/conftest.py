@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -33,3 +35,22 @@ def repaired_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     # Integer overflow checks are half of its time.
     options = interpreter.InterpreterOptions(sanitize_overflow=False)
     monkeypatch.setattr(interpreter.interpreter_builder, 'options', options)
+
+
+@pytest.fixture
+def watched_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hold what the interpreter runs to a GPU's rules."""
+    triton = pytest.importorskip('triton', reason='the Triton compiler is not installed')
+    if not triton.knobs.runtime.interpret:
+        yield  # compute-sanitizer's work
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from backbones.ops.backends.triton.common import observed
+    from tests.ops.watched_memory import WatchedMemory
+
+    watched = WatchedMemory()
+    for name, method in watched.methods().items():
+        monkeypatch.setattr(InterpreterBuilder, name, method)
+    with observed(watched):
+        yield

@@ -23,7 +23,8 @@ def backend(request: pytest.FixtureRequest) -> str:
         pytest.importorskip('triton', reason='the Triton compiler is not installed')
         if device_of('triton') == 'cuda' and not torch.cuda.is_available():
             pytest.skip('needs a GPU or TRITON_INTERPRET=1')
-        request.getfixturevalue('repaired_bfloat16')
+        for fixture in ('repaired_bfloat16', 'watched_memory'):
+            request.getfixturevalue(fixture)
     return request.param
 
 

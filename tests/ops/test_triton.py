@@ -1,7 +1,8 @@
 """The Triton backend against the reference in float64.
 
 Without a GPU the kernels run in Triton's interpreter, which tests/conftest.py switches on before
-anything imports triton; with one they run compiled.
+anything imports triton, and `watched_memory` looks for what it can't notice; with one they run
+compiled.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _exact(repaired_bfloat16: None) -> Iterator[None]:
+def _exact(repaired_bfloat16: None, watched_memory: None) -> Iterator[None]:
     """No TF32, in which torch's own float32 would be as inexact as any mistake; the same bits."""
     switches = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with switches:
@@ -233,6 +234,26 @@ def test_strips_of_pooling_meet(device: str, monkeypatch: pytest.MonkeyPatch) ->
     _, _, rows, constants = pool._strips(tensors['x'])
     assert (rows, constants['COLUMNS'], constants['CHANNELS']) == (4, 1, 64)
     check('pool_mix', tensors, torch.float32, device)
+
+
+@pytest.mark.parametrize(
+    ('name', 'dim', 'dtype'),
+    [
+        ('modified_layer_norm', 96, torch.float32),
+        ('pool_mix', 96, torch.float32),
+        ('norm_mlp', 160, torch.float32),
+        ('norm_mlp', 160, torch.bfloat16),
+        ('norm_mlp', 64, torch.bfloat16),
+    ],
+)
+def test_many_programs_of_each_sample(
+    name: str, dim: int, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips and blocks of channels: `watched_memory` sees whether one disturbs another."""
+    norm = pytest.importorskip('backbones.ops.backends.triton.norm')
+    monkeypatch.setattr(norm, 'MOMENTS', 1024)
+    tensors = inputs(name, (2, dim, 19, 37), drop=name != 'modified_layer_norm')
+    check(name, tensors, dtype, device)
 
 
 def test_hidden_activations_computed_again_are_the_same(device: str) -> None:
