@@ -6,7 +6,7 @@
 #   PYTHON=python3        the interpreter, which has torch
 #   WHEELS=FOLDER         what tools/gpu_pack.sh filled, for a machine without network
 #   OUT=build/gpu_check   where results go
-#   MINUTES=8             of each of the stages kernels and backbone: nothing new is begun after them
+#   MINUTES=8             of each stage: nothing new is begun after them
 #   DRY=1                 on a CPU, with tiny shapes: tests the check itself
 set -euo pipefail
 out=${OUT:+$(realpath -m "$OUT")} wheels=${WHEELS:+$(realpath -m "$WHEELS")} python=${PYTHON:-python3}

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
         '--minutes',
         type=float,
         default=math.inf,
-        help='begin nothing new after them (kernels, backbone)',
+        help='begin nothing new after them',
     )
     parser.add_argument('--dry', action='store_true', help='on a CPU: figures mean nothing')
     return parser.parse_args()

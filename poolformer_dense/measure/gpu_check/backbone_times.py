@@ -37,8 +37,7 @@ def backbone(setting: Setting, result: StageResult) -> None:
     sizes = setting.pick(sizes, [(1, 32, 32)])
     for dtype, task, (batch, *side) in itertools.product(dtypes, ('train', 'infer'), sizes):
         where = dict(task=task, dtype=dtype, shape=[batch, 3, *side])
-        if time.monotonic() > setting.until:
-            result.missing.append(f'no time for {where}')
+        if not result.has_time(setting, where):
             continue
         for name in ('ours', *peers):
             for how in OURS if name == 'ours' else THEIRS:
@@ -63,8 +62,10 @@ def compiles(setting: Setting, result: StageResult) -> None:
         torch.compiler.reset()
         model = _model(setting, 'reference' if name.startswith('plain') else setting.backend)
         run = _compile(model, setting) if 'compiled' in name else model
-        times = []
+        times: list[float] = []
         for size in sizes:
+            if not result.has_time(setting, f'{name} from size {len(times) + 1} on'):
+                break
             x = torch.randn(2, 3, *size, device=setting.device)
             start = time.perf_counter()
             with torch.autocast(setting.device, torch.bfloat16):
@@ -74,10 +75,12 @@ def compiles(setting: Setting, result: StageResult) -> None:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         later = times[1:]
+        if not later:
+            continue
         typical = statistics.median(later)
         stalls = [t for t in later if t > 5 * typical]
         result.add(
-            name=name, sizes=len(sizes), first_s=times[0], typical_s=typical, stalls=len(stalls),
+            name=name, sizes=len(times), first_s=times[0], typical_s=typical, stalls=len(stalls),
             stalled_s=sum(stalls),
         )  # fmt: skip
 

@@ -41,6 +41,8 @@ def detector(setting: Setting, result: StageResult) -> None:
                 result.missing.append(f'{name}: no {config.name}')
                 continue
             for backend in ('reference', setting.backend):
+                if not result.has_time(setting, f'{name} {backend}'):
+                    continue
                 overrides = setting.pick(sizes[name], {})
                 cfg = load_config(str(config), overrides | {'data_root': str(Path(folder, data))})
                 cfg.model.backbone.backend = backend

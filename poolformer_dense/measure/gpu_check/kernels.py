@@ -96,6 +96,8 @@ def bandwidth(setting: Setting, result: StageResult) -> None:
     copy = 2 * source.numel() * 4 / copied / 1e6
     result.add(kernel='copy', channels='', ms=copied, gb_per_s=copy, of_copy=1.0)
     for dim in setting.pick((64, 320), (64, 160)):
+        if not result.has_time(setting, f'kernels at {dim} channels'):
+            break
         seen: set[str] = set()
 
         def observe(
@@ -118,6 +120,8 @@ def bandwidth(setting: Setting, result: StageResult) -> None:
             ops.modified_layer_norm(y, weight, weight, 1e-5, 'triton').sum().backward()
     before = fused_mlp.MOST_CHANNELS
     for dim in setting.pick((64, 96, 128), (16,)):
+        if not result.has_time(setting, f'the fused MLP at {dim} channels'):
+            break
         x = torch.randn(size[0], dim, *size[1:], device=setting.device)
         x = x.contiguous(memory_format=torch.channels_last)
         times = []

@@ -72,6 +72,13 @@ class StageResult:
         self.rows.append(row)
         self.write()
 
+    def has_time(self, setting: Setting, what: object) -> bool:
+        """Whether something may be begun; note that it was left out, if not."""
+        left = time.monotonic() <= setting.until
+        if not left:
+            self.missing.append(f'no time for {what}')
+        return left
+
     def check(self, right: bool, what: str) -> None:
         """Note what is not as it must be."""
         if not right:

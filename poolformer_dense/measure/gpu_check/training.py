@@ -24,6 +24,8 @@ ARCH: dict[str, Any] = dict(
 def amp(setting: Setting, result: StageResult) -> None:
     """The loss scale of float16 over some steps, ours and plain torch's."""
     for backend in ('reference', setting.backend):
+        if not result.has_time(setting, backend):
+            return
         model, optimizer = _start(setting, backend)
         scaler = torch.amp.GradScaler(setting.device, init_scale=2.0**16, growth_interval=10)
         scales, losses = [], []
@@ -50,6 +52,8 @@ def exact(setting: Setting, result: StageResult) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         for backend in ('reference', setting.backend):
+            if not result.has_time(setting, backend):
+                break
             whole, again = (_train(setting, backend, [range(4)]) for _ in range(2))
             resumed = _train(setting, backend, [range(2), range(2, 4)])
             for name, other in (('again', again), ('resumed', resumed)):
