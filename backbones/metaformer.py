@@ -270,7 +270,7 @@ class MetaFormer(BaseModule):
         count, dtype = sum(self.arch.depths), torch.promote_types(images.dtype, torch.float32)
         keep = torch.linspace(1, 1 - self.drop_path_rate, count, dtype=dtype, device=images.device)
         keep = keep[1:, None, None]  # the first block drops nothing
-        kept = torch.bernoulli(keep.float().expand(-1, 2, len(images)))  # (count - 1, 2, B)
+        kept = torch.bernoulli(keep.float().expand(-1, 2, images.shape[0]))  # (count - 1, 2, B)
         drawn = kept / keep
         pairs = zip(blocks, [None, *drawn], strict=False)  # stages that don't exist have blocks too
         return [drops if block.training else None for block, drops in pairs]

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.torch_version import TorchVersion
 
 from .maps import channels_last, empty_map, wide
 
 # What computes each operator, by its name: dispatch modes of torch see one call.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+# An argument of each operator. torch.compile keeps what it compiled in a cache, by an operator's
+# arguments and not by what computes it.
+_SOURCE = hashlib.sha256(
+    b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob('*.py')))
+).hexdigest()[:16]
+# Which torch that was tried with.
+_SEES_THROUGH = TorchVersion(torch.__version__) >= '2.13'
 
 
 class Operator:
     """A custom operator of torch with its gradient, which is another custom operator.
 
-    ``torch.compile`` takes each as one step, and autograd keeps only the inputs and what forward
-    returns beside its map. Schemas know no named structures: here they are flattened and restored.
+    ``torch.compile`` takes each as one step, or as Triton's kernels and torch's operators where
+    these compute it. Autograd keeps only the inputs and what forward returns beside its map.
+    Schemas know no named structures: here they are flattened and restored.
 
     Args:
         name: In ``torch.ops.metaformer``; the gradient's ends in ``_backward``.
@@ -51,7 +63,7 @@ class Operator:
             if not arguments[0].numel():
                 return fake_forward(*arguments)  # nothing to compute
             with _no_autocast(arguments[0]):
-                return forward(structure(*map(_dense, arguments[:number])), *arguments[number:])
+                return forward(structure(*map(_dense, arguments[:number])), *arguments[number:-1])
 
         def run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
             given = structure(*map(_dense, arguments[:number]))
@@ -60,7 +72,7 @@ class Operator:
                 return [empty.zero_() for empty in fake_backward(grad, *arguments)]
             with _no_autocast(grad):
                 grads = backward(
-                    channels_last(grad), given, saved, *arguments[number + len(kept) :]
+                    channels_last(grad), given, saved, *arguments[number + len(kept) : -1]
                 )
                 pairs = zip(given, grads, strict=False)
                 x_grad, *others = [g.to(t.dtype) for t, g in pairs if g is not None]
@@ -68,8 +80,8 @@ class Operator:
                 return [x_grad, *(g.contiguous() for g in others)]
 
         def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-            given, rest = structure(*arguments[:number]), arguments[number:]
-            statistics = given[0].new_empty(len(given[0]), dtype=wide(given[0].dtype))
+            given, rest = structure(*arguments[:number]), arguments[number:-1]
+            statistics = given[0].new_empty(given[0].shape[0], dtype=wide(given[0].dtype))
             like = (other(given, *rest) for other in others)
             return empty_map(given[0]), statistics, torch.empty_like(statistics), *like
 
@@ -91,6 +103,7 @@ class Operator:
             return *(None if t is None else next(found) for t in saved[:learned]), *rest
 
         returns = ', '.join(['Tensor'] * (1 + len(kept)))
+        options += ', str source'
         schema = f'({", ".join([*tensors, options])}) -> ({returns})'
         self.forward = _define(name, schema, run_forward, fake_forward)
         schema = f'({", ".join(["Tensor grad", *tensors, *kept, options])}) -> Tensor[]'
@@ -100,7 +113,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Tensor:
         """Return the map alone."""
-        out: Tensor = self.forward(*arguments)[0]
+        out: Tensor = self.forward(*arguments, _SOURCE)[0]
         return out
 
 
@@ -114,8 +127,26 @@ def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[...,
     name = f'metaformer::{name}'
     operator: Any = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
+
+    def trace(mode: Any, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if not _is_traced(args[-2]):
+            return mode.__torch_dispatch__(function, types, args, kwargs)
+        with mode:
+            return run(*args)
+
+    if _SEES_THROUGH:
+        operator.register_torch_dispatch(FunctionalTensorMode, trace)
     IMPLEMENTATIONS[name] = run
     return operator
+
+
+def _is_traced(backend: str) -> bool:
+    """Whether torch.compile looks into what a backend computes."""
+    if backend != 'triton':
+        return False
+    from .backends.triton.common import INTERPRETED
+
+    return not INTERPRETED
 
 
 def _dense(x: Tensor | None) -> Tensor | None:

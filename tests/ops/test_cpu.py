@@ -253,12 +253,13 @@ def test_torch_checks_the_registration(operator, backend):
     name = 'modified_layer_norm' if operator == 'norm' else operator
     forward = getattr(torch.ops.metaformer, name).default
     backward = getattr(torch.ops.metaformer, f'{name}_backward').default
-    torch.library.opcheck(forward, (x, *weights, *extra, backend))
+    chosen = (backend, 'source')
+    torch.library.opcheck(forward, (x, *weights, *extra, *chosen))
     given = [x.detach(), *(w.detach() for w in weights)]
     given += [option for option in extra if isinstance(option, torch.Tensor)]
     options = [option for option in extra if not isinstance(option, torch.Tensor)]
-    out, *kept = forward(*given, *options, backend)
-    torch.library.opcheck(backward, (torch.ones_like(out), *given, *kept, *options, backend))
+    out, *kept = forward(*given, *options, *chosen)
+    torch.library.opcheck(backward, (torch.ones_like(out), *given, *kept, *options, *chosen))
 
 
 def test_reference_is_the_papers_equation():

@@ -149,3 +149,20 @@ def test_powers_of_two() -> None:
 def test_sums_of_the_largest_gradients_are_finite(tokens: int) -> None:
     grad = torch.empty(1, 1, 1, 1).expand(1, 3, tokens, 1)
     assert 16 * tokens * balance.gradient_size(grad) < torch.finfo(torch.float16).max
+
+
+@pytest.mark.parametrize('tokens', [1, 4095, 4096, 65536, 65537, 10**9])
+def test_kernels_balance_as_other_backends_do(tokens: int) -> None:
+    weights = pytest.importorskip('backbones.ops.backends.triton.mlp_weights')
+    if device_of('triton') == 'cuda':
+        pytest.skip('needs TRITON_INTERPRET=1')
+    given = {k: v for k, v in inputs(1e-5).items() if k != 'x'}
+    grad = torch.linspace(1e-3, 1e3, DIM).view(-1, 1, 1).expand(1, DIM, tokens, 1)
+    arguments = ops.MLPInputs(x=grad, drop=None, **given)
+    largest = balance.largest_gradient(grad[:, :, :1])
+    found = weights.cast_weights(arguments, torch.float16, grad, largest)
+    expected = balance.balanced(grad[:, :, :1], arguments)
+    size = balance.gradient_size(grad) / balance.gradient_size(grad[:, :, :1])
+    assert torch.equal(found.factor, expected.factor * size)
+    assert float(found.unit) == float(expected.unit) * size
+    torch.testing.assert_close(found.w2, expected.w2.flatten(1).half(), rtol=0, atol=0)

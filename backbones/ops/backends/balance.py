@@ -48,7 +48,7 @@ def largest_gradient(grad: Tensor) -> Tensor:
 def gradient_size(grad: Tensor) -> float:
     """A size of gradients whose sums over all tokens, times activations up to 16, are finite."""
     count = grad.numel() // grad.shape[1]
-    return 2.0 ** -max(4, math.ceil(math.log2(count)) - 12)
+    return 2.0 ** -max(4, count.bit_length() - 12)
 
 
 def inverse_power(x: Tensor) -> Tensor:

@@ -51,13 +51,14 @@ def backbone(setting: Setting, result: StageResult) -> None:
 
 
 def compiles(setting: Setting, result: StageResult) -> None:
-    """How long training waits for compilers over random sizes, the first of which is warm."""
+    """How long training waits for compilers over random sizes, and whether it stays right."""
     draw = random.Random(0)
     sizes = [
         (draw.randrange(480, 801, 32), draw.randrange(640, 1345, 32))
         for _ in range(setting.pick(20, 2))
     ]
     sizes = setting.pick(sizes, [(32, 32), (32, 64)])
+    found: dict[str, list[Tensor]] = {}
     for name in ('ours', 'ours compiled', 'plain compiled'):
         torch.compiler.reset()
         model = _model(setting, 'reference' if name.startswith('plain') else setting.backend)
@@ -66,6 +67,7 @@ def compiles(setting: Setting, result: StageResult) -> None:
         for size in sizes:
             if not result.has_time(setting, f'{name} from size {len(times) + 1} on'):
                 break
+            torch.manual_seed(len(times))
             x = torch.randn(2, 3, *size, device=setting.device)
             start = time.perf_counter()
             with torch.autocast(setting.device, torch.bfloat16):
@@ -74,6 +76,9 @@ def compiles(setting: Setting, result: StageResult) -> None:
             if not setting.dry:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            found.setdefault(name, [*(o.detach() for o in out), *grads])
+            model.zero_grad()
         later = times[1:]
         if not later:
             continue
@@ -83,6 +88,10 @@ def compiles(setting: Setting, result: StageResult) -> None:
             name=name, sizes=len(times), first_s=times[0], typical_s=typical, stalls=len(stalls),
             stalled_s=sum(stalls),
         )  # fmt: skip
+    if 'ours compiled' in found:
+        pairs = zip(found['ours compiled'], found['ours'], strict=True)
+        errors = [float((a - b).norm() / (b.norm() + 1e-6)) for a, b in pairs]
+        result.check(max(errors) < 2e-2, f'ours compiled is off by {max(errors):.1e}')
 
 
 def _model(setting: Setting, backend: str) -> MetaFormer:

@@ -22,12 +22,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 # Triton compiles anew for arguments of 1 and for multiples of 16. That pays for numbers of channels
 # alone: images come in many sizes.
 SIZES = ('batch', 'height', 'width', 'pixels', 'pieces', 'rows', 'steps', 'strips')
 kernel = triton.jit(do_not_specialize=SIZES)
+# Whether Triton's interpreter is on.
+INTERPRETED = not isinstance(tl.cdiv, triton.JITFunction)
 # Pieces of a sample that have statistics of their own, at most.
 PIECES = 128
 
@@ -43,13 +45,13 @@ class Tiling(NamedTuple):
     @property
     def strips(self) -> int:
         """Programs along the pixels of a sample."""
-        return int(triton.cdiv(self.shape[1], self.PIXELS * self.STEPS))
+        return triton.cdiv(self.shape[1], self.PIXELS * self.STEPS)
 
     @property
     def programs(self) -> int:
         """Programs in all."""
         batch, _, dim = self.shape
-        return batch * self.strips * int(triton.cdiv(dim, self.CHANNELS))
+        return batch * self.strips * triton.cdiv(dim, self.CHANNELS)
 
     @property
     def constants(self) -> dict[str, int]:
@@ -83,6 +85,9 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
     """Run a kernel on the device of its first argument, or tell an observer instead."""
 
     def run() -> None:
+        if isinstance(arguments[0], FunctionalTensor):  # torch.compile traces
+            torch.library.wrap_triton(kernel)[(programs,)](*arguments, **constants)
+            return
         with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
             kernel[(programs,)](*arguments, **constants)
 
@@ -108,7 +113,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 @triton.jit
-def place(pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr):
+def place(pixels, dim, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
     """Where this program works: its sample, strip, first pixel and channels."""
     columns = tl.cdiv(dim, CHANNELS)
     strips = tl.cdiv(pixels, PIXELS * STEPS)
@@ -119,7 +124,7 @@ def place(pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr)
 
 
 @triton.jit
-def tile(sample, first, channels, pixels, dim, PIXELS: constexpr):
+def tile(sample, first, channels, pixels, dim, PIXELS: tl.constexpr):
     """Offsets from the start of the map, and which of them exist, (PIXELS, CHANNELS)."""
     rows = tl.arange(0, PIXELS)[:, None]
     # Only the start needs 64 bits.
@@ -130,7 +135,7 @@ def tile(sample, first, channels, pixels, dim, PIXELS: constexpr):
 
 
 @triton.jit
-def per_channel(pointer, channels, dim, missing, wide: constexpr):
+def per_channel(pointer, channels, dim, missing, wide: tl.constexpr):
     """A (C,) vector, or where it is None its neutral value."""
     # One exit: the compiler also reads what follows a return.
     if pointer is None:
@@ -141,14 +146,14 @@ def per_channel(pointer, channels, dim, missing, wide: constexpr):
 
 
 @triton.jit
-def per_sample(pointer, sample, wide: constexpr):
+def per_sample(pointer, sample, wide: tl.constexpr):
     """One number of a (B,) vector, or 1 where that is None."""
     return tl.full((), 1, wide) if pointer is None else tl.load(pointer + sample).to(wide)
 
 
 @triton.jit
 def per_sample_statistics(
-    moments, mean, rstd, sample, first, pieces, EPS: constexpr, PIECES: constexpr
+    moments, mean, rstd, sample, first, pieces, EPS: tl.constexpr, PIECES: tl.constexpr
 ):
     """Mean and 1 / std of a sample: put together from its pieces, or loaded where they are None.
 
@@ -158,7 +163,7 @@ def per_sample_statistics(
     wide = mean.dtype.element_ty
     if moments is not None:
         index = tl.arange(0, PIECES)
-        where, mask = moments + (sample * pieces + index) * 3, index < pieces
+        where, mask = moments + (sample * PIECES + index) * 3, index < pieces
         counts = tl.load(where, mask=mask, other=0)
         means = tl.load(where + 1, mask=mask, other=0)
         spreads = tl.load(where + 2, mask=mask, other=0)

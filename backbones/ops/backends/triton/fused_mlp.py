@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 
 from ...maps import Statistics
 from ...norm_mlp import MLPInputs
@@ -69,8 +68,8 @@ def add_mlp_branch(
 @kernel
 def _branch(
     x, moments, mean, rstd, weight, bias, w1, b1, w2, b2, scale, drop, out, hidden, pixels, dim,
-    units, pieces, EPS: constexpr, PIECES: constexpr, PIXELS: constexpr, CHANNELS: constexpr,
-    STEPS: constexpr, HIDDEN: constexpr,
+    units, pieces, EPS: tl.constexpr, PIECES: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, STEPS: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     narrow = w1.dtype.element_ty

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 
 from ...maps import Statistics, empty_map, tokens
 from ...norm_mlp import MLPGradients, MLPInputs
@@ -68,7 +67,7 @@ def norm_mlp_backward(
     largest = largest_gradient(grad) if dtype == torch.float16 else None
     weights = cast_weights(inputs, dtype, grad, largest)
     branch_grad, b2_sums = _branch_gradient(grad, inputs.drop, weights.factor, mean, dtype)
-    if not len(hidden):
+    if not hidden.shape[0]:
         normed = tokens(normalize(x, statistics, inputs.weight, inputs.bias, dtype))
         hidden = product(normed, weights.w1, x)
         del normed
@@ -124,7 +123,15 @@ def _gelu_backward(
 
 @kernel
 def _gelu(
-    hidden, b1, out, mean, pixels, dim, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr
+    hidden,
+    b1,
+    out,
+    mean,
+    pixels,
+    dim,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -137,7 +144,7 @@ def _gelu(
 @kernel
 def _gelu_and_gradient(
     hidden, b1, grad, active, partial, pixels, dim,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = partial.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -159,7 +166,7 @@ def _gelu_and_gradient(
 @kernel
 def _drop_and_sum(
     grad, drop, factor, out, partial, pixels, dim,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = partial.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -177,7 +184,7 @@ def _drop_and_sum(
 @kernel
 def _add_branch(
     x, branch, b2, scale, drop, mean, out, pixels, dim,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)

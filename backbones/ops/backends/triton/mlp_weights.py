@@ -10,11 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 
-from ...maps import wide
 from ...norm_mlp import MLPInputs
-from ..balance import gradient_size
 from .common import kernel, launch, per_channel, per_sample
 
 # Elements of a program that casts; rows and columns of a program that finishes gradients.
@@ -57,15 +54,15 @@ def cast_weights(
     first = w1 if w1.dtype == dtype else torch.empty_like(w1, dtype=dtype)
     same = w2.dtype == dtype and scale is None and largest is None
     second = w2 if same else torch.empty_like(w2, dtype=dtype)
-    factor, unit, size = None, None, 1.0
+    factor, unit, rows = None, None, 0
     if grad is not None and largest is not None:
         factor, unit = largest.new_empty(len(w2)), largest.new_empty(1)
-        size = gradient_size(grad)
+        rows = grad.numel() // grad.shape[1]
     if first is not w1 or second is not w2:
         launch(
             _cast, triton.cdiv(w1.numel(), CAST), w1, w2, scale, largest,
-            None if first is w1 else first, None if same else second, factor, unit, size, *w2.shape,
-            WIDE=_triton_dtype(wide(w2.dtype)), DIM=triton.next_power_of_2(len(w2)), CAST=CAST,
+            None if first is w1 else first, None if same else second, factor, unit, rows, *w2.shape,
+            DIM=triton.next_power_of_2(len(w2)), CAST=CAST,
         )  # fmt: skip
     return Weights(first, second, factor, unit)
 
@@ -96,13 +93,9 @@ def finish(
     launch(
         _finish, programs, w1_found, b1_sums, w2_found, b2_sums, w2.flatten(1).contiguous(), b2,
         scale, weights.factor, weights.unit, w1_grad, b1_grad, w2_grad, b2_grad, scale_grad, dim,
-        units, len(b1_sums), len(b2_sums), ROWS=ROWS, COLUMNS=COLUMNS,
+        units, b1_sums.shape[0], b2_sums.shape[0], ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip
     return tuple(grads)
-
-
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 @triton.jit
@@ -113,33 +106,41 @@ def _inverse_power(x):
     return (tl.where(usual, 254 - exponent, 127) << 23).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _gradient_size(rows):
+    """As `balance.gradient_size` says."""
+    return tl.minimum(_inverse_power(tl.cast(rows, tl.float32)) * 2048, 0.0625)
+
+
 @kernel
 def _cast(
-    w1, w2, scale, largest, first, second, factor, unit, size, dim, units,
-    WIDE: constexpr, DIM: constexpr, CAST: constexpr,
+    w1, w2, scale, largest, first, second, factor, unit, rows, dim, units,
+    DIM: tl.constexpr, CAST: tl.constexpr,
 ):  # fmt: skip
+    wide = tl.float64 if w2.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0)
     index = program * CAST + tl.arange(0, CAST)
     inside = index < dim * units
     if first is not None:
-        tl.store(first + index, tl.load(w1 + index, mask=inside, other=0).to(WIDE), mask=inside)
+        tl.store(first + index, tl.load(w1 + index, mask=inside, other=0).to(wide), mask=inside)
     if second is not None:
-        values = tl.load(w2 + index, mask=inside, other=0).to(WIDE)
         row = index // units
-        values *= per_channel(scale, row, dim, 1, WIDE)
+        scales = per_channel(scale, row, dim, 1, wide)
         if largest is not None:
             channels = tl.arange(0, DIM)
+            size = _gradient_size(rows)
             factors = _inverse_power(per_channel(largest, channels, dim, 1, tl.float32)) * size
             shares = tl.abs(per_channel(scale, channels, dim, 1, tl.float32)) / factors
             whole = _inverse_power(tl.max(tl.where(channels < dim, shares, 0)))
-            values *= whole / (_inverse_power(per_channel(largest, row, dim, 1, tl.float32)) * size)
             tl.store(factor + channels, factors, mask=(channels < dim) & (program == 0))
             tl.store(unit, whole, mask=program == 0)
+            scales *= whole / (_inverse_power(per_channel(largest, row, dim, 1, tl.float32)) * size)
+        values = tl.load(w2 + index, mask=inside, other=0).to(wide) * scales
         tl.store(second + index, values, mask=inside)
 
 
 @triton.jit
-def _sum_rows(sums, columns, rows, dim, ROWS: constexpr, wide: constexpr):
+def _sum_rows(sums, columns, rows, dim, ROWS: tl.constexpr, wide: tl.constexpr):
     """The sum of a matrix (rows, dim) over its rows, at some columns."""
     total = tl.zeros((64, ROWS), wide)
     for start in range(0, rows, 64):
@@ -152,7 +153,7 @@ def _sum_rows(sums, columns, rows, dim, ROWS: constexpr, wide: constexpr):
 @kernel
 def _finish(
     w1_found, b1_sums, w2_found, b2_sums, w2, b2, scale, factor, unit, w1_grad, b1_grad, w2_grad,
-    b2_grad, scale_grad, dim, units, strips, rows, ROWS: constexpr, COLUMNS: constexpr,
+    b2_grad, scale_grad, dim, units, strips, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     blocks = tl.cdiv(dim, ROWS)
@@ -172,7 +173,7 @@ def _finish(
 @triton.jit
 def _finish_second(
     row, found, sums, w2, b2, scale, factor, w2_grad, b2_grad, scale_grad, dim, units, rows,
-    ROWS: constexpr, COLUMNS: constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Some rows of w2, and what has as many elements."""
     wide = sums.dtype.element_ty
@@ -195,8 +196,8 @@ def _finish_second(
 
 @triton.jit
 def _finish_first(
-    row, found, sums, unit, w1_grad, b1_grad, dim, units, strips, ROWS: constexpr,
-    COLUMNS: constexpr,
+    row, found, sums, unit, w1_grad, b1_grad, dim, units, strips, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Some rows of w1, and of b1."""
     wide = sums.dtype.element_ty

@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 
 from ...maps import Statistics, empty_map, wide
 from .common import (
@@ -30,12 +29,12 @@ MOMENTS = 8192
 
 
 class Pieces(NamedTuple):
-    """Count, mean and sum of squared deviations of each piece of a sample, (B, pieces, 3)."""
+    """Count, mean and sum of squared deviations of each piece of a sample, (B, PIECES, 3)."""
 
     moments: Tensor | None
     pieces: int
     EPS: float
-    PIECES: int = PIECES
+    PIECES: int
 
 
 def norm_forward(
@@ -81,18 +80,19 @@ def moments(x: Tensor, eps: float) -> Pieces:
     """
     batch, dim, height, width = x.shape
     splits = triton.cdiv(dim * height * width, MOMENTS)
-    pieces = min(PIECES, splits)
-    found = x.new_empty((batch, pieces, 3), dtype=torch.float64)
+    pieces = torch.sym_min(PIECES, splits)
+    # Not only as many as there are: torch.compile would compile anew where that is one.
+    found = x.new_empty((batch, PIECES, 3), dtype=torch.float64)
     launch(
         _moments, batch * pieces, x, found, height * width, dim, pieces,
-        triton.cdiv(splits, pieces), MOMENTS=MOMENTS,
+        triton.cdiv(splits, pieces), MOMENTS=MOMENTS, PIECES=PIECES,
     )  # fmt: skip
-    return Pieces(found, pieces, eps)
+    return Pieces(found, pieces, eps, PIECES)
 
 
 def empty_statistics(x: Tensor) -> Statistics:
     """Statistics that the next kernel writes."""
-    return Statistics(*(x.new_empty(len(x), dtype=wide(x.dtype)) for _ in range(2)))
+    return Statistics(*(x.new_empty(x.shape[0], dtype=wide(x.dtype)) for _ in range(2)))
 
 
 def normalize(
@@ -115,7 +115,7 @@ def normalize(
     """
     batch, dim, height, width = x.shape
     out, cut = empty_map(x, dtype), tiling(batch, height * width, dim, steps=4)
-    found = found or Pieces(None, 0, 0.0)
+    found = found or Pieces(None, 0, 0.0, PIECES)
     launch(
         _normalize, cut.programs, x, found.moments, *statistics, weight, bias, out, height * width,
         dim, found.pieces, EPS=found.EPS, PIECES=found.PIECES, **cut.constants,
@@ -124,17 +124,17 @@ def normalize(
 
 
 @kernel
-def _moments(x, moments, pixels, dim, pieces, steps, MOMENTS: constexpr):
-    program = tl.program_id(0)
-    numel = pixels.to(tl.int64) * dim
-    x += (program // pieces).to(tl.int64) * numel
+def _moments(x, moments, pixels, dim, pieces, steps, MOMENTS: tl.constexpr, PIECES: tl.constexpr):
+    sample, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
+    numel = tl.cast(pixels, tl.int64) * dim
+    x += sample.to(tl.int64) * numel
     index = tl.arange(0, MOMENTS)
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros((), tl.float64)
     mean = tl.zeros((), tl.float64)
     spread = tl.zeros((), tl.float64)
     for step in range(steps):
-        start = (program % pieces * steps + step).to(tl.int64) * MOMENTS
+        start = (piece * steps + step).to(tl.int64) * MOMENTS
         count = tl.maximum(tl.minimum(numel - start, MOMENTS), 0).to(tl.int32)
         some = tl.maximum(count, 1)
         values = tl.load(x + start + index, mask=index < count, other=0).to(wide)
@@ -148,15 +148,16 @@ def _moments(x, moments, pixels, dim, pieces, steps, MOMENTS: constexpr):
         spread += further * further * total * share
         mean += further * share
         total += count
-    tl.store(moments + program * 3, total)
-    tl.store(moments + program * 3 + 1, mean)
-    tl.store(moments + program * 3 + 2, spread)
+    moments += (sample * PIECES + piece) * 3
+    tl.store(moments, total)
+    tl.store(moments + 1, mean)
+    tl.store(moments + 2, spread)
 
 
 @kernel
 def _normalize(
-    x, moments, mean, rstd, weight, bias, out, pixels, dim, pieces, EPS: constexpr,
-    PIECES: constexpr, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    x, moments, mean, rstd, weight, bias, out, pixels, dim, pieces, EPS: tl.constexpr,
+    PIECES: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, start, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -174,7 +175,7 @@ def _normalize(
 @kernel
 def _gradient_sums(
     grad, x, mean, rstd, partial, batch, pixels, dim,
-    PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -198,7 +199,7 @@ def _gradient_sums(
 @kernel
 def _input_gradient(
     grad, x, mean, rstd, weight, sums, residual, unit, out, weight_grad, bias_grad, batch, pixels,
-    dim, DIM: constexpr, PIXELS: constexpr, CHANNELS: constexpr, STEPS: constexpr,
+    dim, DIM: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
@@ -207,7 +208,7 @@ def _input_gradient(
     # What the statistics pass on: means over the sample.
     all_channels, others = tl.arange(0, DIM), sums + batch * dim
     weights = per_channel(weight, all_channels, dim, 1, wide)
-    numel = dim * pixels.to(wide)
+    numel = dim * tl.cast(pixels, wide)
     plain = tl.sum(per_channel(sums + sample * dim, all_channels, dim, 0, wide) * weights) / numel
     slant = tl.sum(per_channel(others + sample * dim, all_channels, dim, 0, wide) * weights) / numel
     where, mask = tile(sample, first, channels, pixels, dim, PIXELS)

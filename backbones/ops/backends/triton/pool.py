@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 
 from ...maps import Statistics, empty_map
 from ...pool_mix import PoolMixGradients, PoolMixInputs
@@ -39,7 +38,7 @@ def pool_mix_forward(inputs: PoolMixInputs, eps: float) -> tuple[Tensor, Statist
     programs, _, rows, constants = _strips(x)
     launch(
         _mix, programs, x, weight, scale, drop, found.moments, *statistics, out, *x.shape[1:], rows,
-        found.pieces, EPS=eps, PIECES=found.PIECES, **constants, maxnreg=255,
+        found.pieces, EPS=eps, PIECES=found.PIECES, **constants,
     )  # fmt: skip
     return out, statistics
 
@@ -71,20 +70,17 @@ def pool_mix_backward(
 def _strips(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
     """Programs in all and of each channel and sample, rows of each, and compile-time arguments."""
     batch, dim, height, width = x.shape
-    channels, rows = channel_block(dim), 16
+    channels = channel_block(dim)
     columns = max(1, ROW // channels)
-
-    def strips() -> int:
-        return int(triton.cdiv(height, rows) * triton.cdiv(width, columns))
-
-    others = batch * triton.cdiv(dim, channels)
-    while rows > 4 and others * strips() < PROGRAMS:
-        rows //= 2
-    return others * strips(), strips(), rows, dict(COLUMNS=columns, CHANNELS=channels)
+    across, others = triton.cdiv(width, columns), batch * triton.cdiv(dim, channels)
+    # Without a branch, for whose sides torch.compile would compile anew.
+    rows = torch.sym_max(4, torch.sym_min(16, others * across * height // PROGRAMS))
+    strips = triton.cdiv(height, rows) * across
+    return others * strips, strips, rows, dict(COLUMNS=columns, CHANNELS=channels)
 
 
 @triton.jit
-def _place(dim, height, width, rows, COLUMNS: constexpr, CHANNELS: constexpr):
+def _place(dim, height, width, rows, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's sample, strip, first row, columns (COLUMNS, 1) and channels (1, CHANNELS)."""
     blocks = tl.cdiv(dim, CHANNELS)
     across = tl.cdiv(width, COLUMNS)
@@ -107,7 +103,7 @@ def _where(sample, row, columns, channels, dim, height, width):
 
 
 @triton.jit
-def _share(index, size, wide: constexpr):
+def _share(index, size, wide: tl.constexpr):
     """One over how many of index - 1, index and index + 1 exist."""
     return 1 / (1 + (index > 0).to(wide) + (index + 1 < size).to(wide))
 
@@ -125,7 +121,7 @@ def _row_sum(x, middle, sample, row, columns, channels, dim, height, width):
 
 
 @triton.jit
-def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide: constexpr):
+def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide: tl.constexpr):
     """The gradient, and what the pixel gets of this row's: its own, left and right shares."""
     where, mask = _where(sample, row, columns, channels, dim, height, width)
     has_left, has_right = mask & (columns > 0), mask & (columns + 1 < width)
@@ -139,7 +135,7 @@ def _adjoint_row(grad, sample, row, columns, channels, dim, height, width, wide:
 @kernel
 def _mix(
     x, weight, scale, drop, moments, mean, rstd, out, dim, height, width, rows, pieces,
-    EPS: constexpr, PIECES: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+    EPS: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
@@ -158,13 +154,13 @@ def _mix(
         )
         pooled = (above + level + below) * (_share(row, height, wide) * across)
         where, mask = _where(sample, row, columns, channels, dim, height, width)
-        tl.store(out + where, here + k * (pooled - (here - middle)), mask=mask)
+        tl.store(out + where, here + k * (middle - here + pooled), mask=mask)
         above, level, here = level, below, following
 
 
 @kernel
 def _mixing_gradient(
-    grad, x, mean, partial, dim, height, width, rows, COLUMNS: constexpr, CHANNELS: constexpr
+    grad, x, mean, partial, dim, height, width, rows, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     wide = mean.dtype.element_ty
     sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
@@ -189,7 +185,8 @@ def _mixing_gradient(
 @kernel
 def _input_gradient(
     grad, x, weight, scale, drop, mean, rstd, k_grads, out, weight_grad, bias_grad, scale_grad,
-    batch, dim, height, width, rows, DIM: constexpr, COLUMNS: constexpr, CHANNELS: constexpr,
+    batch, dim, height, width, rows, DIM: tl.constexpr, COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, strip, first, columns, channels = _place(dim, height, width, rows, COLUMNS, CHANNELS)
@@ -201,7 +198,7 @@ def _input_gradient(
     through = per_channel(weight, everywhere, dim, 1, wide)
     through *= per_channel(scale, everywhere, dim, 1, wide)
     through *= per_channel(k_grads + sample * dim, everywhere, dim, 0, wide)
-    numel = height.to(wide) * width * dim
+    numel = tl.cast(height, wide) * width * dim
     spread = -tl.sum(through) * factor * slope * slope / numel
     gain = per_channel(weight, channels, dim, 1, wide)
     scales = per_channel(scale, channels, dim, 1, wide)
