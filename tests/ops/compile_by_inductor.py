@@ -1,6 +1,6 @@
 """Compile a backbone on the Triton backend by torch.compile, on a CPU, and run what Inductor wrote.
 
-    python tests/ops/compile_by_inductor.py float32     # train a step, and compare
+    python tests/ops/compile_by_inductor.py float32     # train a step and infer, and compare
     python tests/ops/compile_by_inductor.py --sizes 10  # count the graphs for so many sizes
 
 Inductor writes the source and the calls of the kernels anew. Triton's compiler compiles them for
@@ -114,7 +114,7 @@ class Launcher:
 
 
 def train(model: nn.Module, size: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The outputs and all gradients of a step."""
+    """The outputs and all gradients of a step, and the outputs of inference."""
     torch.manual_seed(0)
     x = torch.randn(size[0], 3, *size[1:], requires_grad=True)
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
@@ -123,6 +123,8 @@ def train(model: nn.Module, size: tuple[int, ...], dtype: torch.dtype) -> dict[s
     found = {str(i): o.detach() for i, o in enumerate(outputs)} | {'x': x.grad}
     found |= {n.removeprefix('_orig_mod.'): p.grad for n, p in model.named_parameters()}
     model.zero_grad()
+    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        found |= {f'inferred {i}': o for i, o in enumerate(model(x))}
     return found
 
 
@@ -135,9 +137,10 @@ def error(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('dtype', nargs='?', default='float32')
+    parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--sizes', type=int)
     args = parser.parse_args()
-    draw, arch, sizes = random.Random(0), ARCH, [(2, 64, 32)]
+    draw, arch, sizes = random.Random(0), ARCH, [(args.batch, 64, 32)]
     if args.sizes:  # no two of which are equal where torch would take them for one
         arch = ARCH | dict(dims=(64, 128, 320, 512))
         sizes = [

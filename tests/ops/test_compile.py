@@ -53,15 +53,18 @@ def compile_by_inductor(root: Path, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('dtype', 'largest'), [('float32', 1e-5), ('float16', 5e-3)])
+@pytest.mark.parametrize(
+    ('dtype', 'batch', 'largest'), [('float32', 2, 1e-5), ('float16', 1, 5e-3)]
+)
 def test_inductor_sees_the_kernels_and_runs_them_right(
-    dtype: str, largest: float, root: Path
+    dtype: str, batch: int, largest: float, root: Path
 ) -> None:
-    found = compile_by_inductor(root, dtype)
+    found = compile_by_inductor(root, dtype, '--batch', batch)
     assert {*found['calls']} == KERNELS | ({'_branch'} if dtype == 'float16' else set())
     assert found['error'] < largest
 
 
 @pytest.mark.slow
 def test_more_sizes_of_images_take_no_more_graphs(root: Path) -> None:
-    assert compile_by_inductor(root, '--sizes', 8)['graphs'] == 1
+    """Than one for training and one for inference."""
+    assert compile_by_inductor(root, '--sizes', 8)['graphs'] == 2

@@ -59,9 +59,10 @@ class Tiling(NamedTuple):
         return dict(PIXELS=self.PIXELS, CHANNELS=self.CHANNELS, STEPS=self.STEPS)
 
     def partials(self, like: Tensor, kinds: int) -> Tensor:
-        """A buffer (kinds, batch, strips, dim) for the sums of each program."""
+        """A flat buffer of (kinds, batch, strips, dim) for the sums of each program."""
         batch, _, dim = self.shape
-        return like.new_empty((kinds, batch, self.strips, dim))
+        # Inductor fails where the strides of a size of 1 may be one thing or another (torch 2.13).
+        return like.new_empty(kinds * batch * self.strips * dim)
 
 
 def tiling(batch: int, pixels: int, dim: int, elements: int = 4096, steps: int = 1) -> Tiling:

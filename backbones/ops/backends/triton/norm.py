@@ -63,7 +63,8 @@ def norm_backward(
     partial = cut.partials(mean, kinds=2)
     arguments = (grad, x, *statistics)
     launch(_gradient_sums, cut.programs, *arguments, partial, batch, pixels, dim, **cut.constants)
-    sums = partial.sum(2)  # (2, B, C): of grad, and of grad times the normalised x
+    # (2, B, C): of grad, and of grad times the normalised x.
+    sums = partial.view(2, batch, cut.strips, dim).sum(2)
     weight_grad, bias_grad = (weight.new_empty(dim) for _ in range(2))
     cut = tiling(batch, pixels, dim)
     launch(

@@ -53,15 +53,16 @@ def pool_mix_backward(
     x, weight, bias, scale, drop = inputs
     batch, dim, *_ = x.shape
     out, (programs, strips, rows, constants) = empty_map(x), _strips(x)
-    partial = statistics.mean.new_empty((batch, strips, dim))
+    partial = statistics.mean.new_empty(batch * strips * dim)
     launch(
         _mixing_gradient, programs, grad, x, statistics.mean, partial, *x.shape[1:], rows,
         **constants,
     )  # fmt: skip
+    k_grads = partial.view(batch, strips, dim).sum(1)
     # In the order and the dtypes of the arguments.
     grads = [None if t is None else torch.empty_like(t) for t in (weight, bias, scale)]
     launch(
-        _input_gradient, programs, grad, x, weight, scale, drop, *statistics, partial.sum(1), out,
+        _input_gradient, programs, grad, x, weight, scale, drop, *statistics, k_grads, out,
         *grads, batch, *x.shape[1:], rows, DIM=triton.next_power_of_2(dim), **constants,
     )  # fmt: skip
     return PoolMixGradients(out, *grads)
