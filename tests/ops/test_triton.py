@@ -226,13 +226,17 @@ def test_without_bias_or_scale(name: str, without: str, device: str) -> None:
     check(name, inputs(name, (2, 4, 3, 3), **{without: False}), torch.float32, device)
 
 
-def test_strips_of_pooling_meet(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('programs', 'expected'), [(1024, 4), (13, 6), (1, 16)])
+def test_strips_of_pooling_meet(
+    programs: int, expected: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows and columns that a program shares with others."""
     pool = pytest.importorskip('backbones.ops.backends.triton.pool')
     monkeypatch.setattr(pool, 'ROW', 64)
-    tensors = inputs('pool_mix', (1, 33, 5, 6), drop=True)
+    monkeypatch.setattr(pool, 'PROGRAMS', programs)
+    tensors = inputs('pool_mix', (1, 33, 14, 6), drop=True)
     _, _, rows, constants = pool._strips(tensors['x'])
-    assert (rows, constants['COLUMNS'], constants['CHANNELS']) == (4, 1, 64)
+    assert (rows, constants['COLUMNS'], constants['CHANNELS']) == (expected, 1, 64)
     check('pool_mix', tensors, torch.float32, device)
 
 

@@ -123,16 +123,9 @@ def _gelu_backward(
 
 @kernel
 def _gelu(
-    hidden,
-    b1,
-    out,
-    mean,
-    pixels,
-    dim,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    hidden, b1, out, mean, pixels, dim,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
     wide = mean.dtype.element_ty
     sample, _, first, channels = place(pixels, dim, PIXELS, CHANNELS, STEPS)
     where, mask = tile(sample, first, channels, pixels, dim, PIXELS)
