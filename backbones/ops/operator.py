@@ -15,13 +15,18 @@ from torch.torch_version import TorchVersion
 
 from .maps import channels_last, empty_map, wide
 
+
+def digest(folder: Path) -> str:
+    """Return what tells the Python files of a folder from others."""
+    content = b''.join(path.read_bytes() for path in sorted(folder.rglob('*.py')))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 # What computes each operator, by its name: dispatch modes of torch see one call.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 # An argument of each operator. torch.compile keeps what it compiled in a cache, by an operator's
 # arguments and not by what computes it.
-_SOURCE = hashlib.sha256(
-    b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob('*.py')))
-).hexdigest()[:16]
+_SOURCE = digest(Path(__file__).parent)
 # Which torch that was tried with.
 _SEES_THROUGH = TorchVersion(torch.__version__) >= '2.13'
 

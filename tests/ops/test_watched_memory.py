@@ -42,6 +42,16 @@ def reads_on(x, out, pixels):
     tl.store(x + index, tl.load(out + index, mask=inside), mask=inside)
 
 
+@kernel
+def adds(x, out, pixels):
+    tl.atomic_add(out, tl.load(x))
+
+
+@kernel
+def fills(x, out, pixels):
+    tl.store(out + tl.program_id(0), 1.0)
+
+
 @pytest.mark.parametrize(
     ('faulty', 'in_place', 'message'),
     [
@@ -57,7 +67,14 @@ def test_a_fault_is_found(faulty: object, in_place: bool, message: str) -> None:
         launch(faulty, 2, x, x if in_place else torch.empty(6), 6)
 
 
+def test_atomics_are_refused() -> None:
+    with pytest.raises(triton.runtime.errors.InterpreterError, match='atomics'):
+        launch(adds, 2, torch.randn(6), torch.zeros(6), 6)
+
+
 def test_what_is_right_passes() -> None:
     x, out = torch.randn(6), torch.empty(6)
     launch(reversed_in_place, 2, x, out, 6)
     assert torch.equal(out, x.flip(0))
+    launch(fills, 6, x, out, 6)
+    assert out.eq(1).all()

@@ -1,4 +1,4 @@
-"""What Triton's interpreter can't notice: wrong addresses, and programs in each other's way.
+"""What Triton's interpreter can't notice: addresses in no tensor, programs in each other's way.
 
 On a GPU the programs of a launch run at once and in no order. The interpreter runs them one after
 the other, so a race has the right result there, and compute-sanitizer looks for races in shared
@@ -29,17 +29,16 @@ class WatchedMemory:
 
     Raises:
         AssertionError: A program touches what is in none of the kernel's tensors, reads what
-            another one writes or what it has written itself, or writes another value to an address.
+            another one writes or what it has written itself, writes another value to an address,
+            or uses atomics. What the threads of one program do to each other is not seen.
     """
 
     def __init__(self) -> None:
-        self.launches = 0
         self._accesses: list[Access] = []
 
     def __call__(self, kernel: Any, arguments: tuple[Any, ...], run: Callable[[], None]) -> None:
         self._accesses = []
         run()
-        self.launches += 1
         name = kernel.fn.__name__
         _check_bounds(name, self._accesses, [a for a in arguments if isinstance(a, Tensor)])
         _check_order(name, self._accesses)
@@ -57,7 +56,11 @@ class WatchedMemory:
             self._note(builder, ptrs, mask, value)
             return store(builder, ptrs, value, mask, *rest)
 
-        return {f.__name__: f for f in (create_masked_load, create_masked_store)}
+        def create_atomic_rmw(*_: Any) -> None:
+            raise AssertionError('atomics give other bits each time')
+
+        watched = (create_masked_load, create_masked_store, create_atomic_rmw)
+        return {f.__name__: f for f in watched}
 
     def _note(self, builder: Any, ptrs: Any, mask: Any, value: Any = None) -> None:
         chosen = np.broadcast_to(mask.data.astype(bool), ptrs.data.shape)
@@ -85,6 +88,7 @@ def _check_order(name: str, accesses: list[Access]) -> None:
         return np.repeat([what(i) for i in chosen], sizes)
 
     stores = [i for i, a in enumerate(accesses) if a.values is not None]
+    assert stores, f'{name}: nothing is written'
     loads = [i for i, a in enumerate(accesses) if a.values is None]
     values = np.concatenate([accesses[i].values for i in stores])
     addresses, one, which = np.unique(
@@ -100,7 +104,7 @@ def _check_order(name: str, accesses: list[Access]) -> None:
     np.maximum.at(last, which, programs)
     np.minimum.at(begun, which, since)
 
-    read = np.concatenate([accesses[i].addresses for i in loads])
+    read = np.concatenate([np.empty(0, np.int64), *(accesses[i].addresses for i in loads)])
     found = np.searchsorted(addresses, read).clip(max=len(addresses) - 1)
     hit = addresses[found] == read
     found, reader = found[hit], numbers(loads, lambda i: accesses[i].program)[hit]

@@ -46,9 +46,9 @@ def largest_gradient(grad: Tensor) -> Tensor:
 
 
 def gradient_size(grad: Tensor) -> float:
-    """A size of gradients whose sums over all tokens, times activations up to 16, are finite."""
+    """A size, sums over all tokens of up to twice which, times activations up to 8, are finite."""
     count = grad.numel() // grad.shape[1]
-    return 2.0 ** -max(4, count.bit_length() - 12)
+    return 2.0 ** -max(4, count.bit_length() - 11)
 
 
 def inverse_power(x: Tensor) -> Tensor:
